@@ -1,0 +1,99 @@
+"""Search a method's settings on records that no table uses: single edits, each undone before the next.
+
+    python benchmarks/search_settings.py --model smollm2-135m --data zsre --data-path FILE --records 300:400 \
+        --corpus TEXT.jsonl --out search.jsonl --grid '{"method": ["memit"], "layers": [[8, 9, 10]], "lr": [0.1, 0.5]}'
+
+A grid is a JSON object of lists; every combination is tried. Keys of the value optimisation (lr, steps, clamp, kl,
+weight_decay, stop_loss) go to the target's settings, the others to the method's. Each result is a line of ``--out``;
+combinations that are there already are skipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import time
+from pathlib import Path
+
+from everedit.data import load_edits
+from everedit.editor import Editor
+from everedit.engine.moments import Corpus
+from everedit.engine.target import TargetConfig
+from everedit.evaluation import Evaluator
+from everedit.evaluation.evaluate import average
+from everedit.models import load_model
+
+PROTOCOLS = ("teacher-forced/token-accuracy@1", "teacher-forced/all-tokens@1")
+
+
+def settings_of(point: dict) -> dict:
+    target = {key: value for key, value in point.items() if key in TargetConfig.model_fields}
+    rest = {key: value for key, value in point.items() if key not in target and key not in ("method", "policy")}
+    return {**rest, "target": target} if target else rest
+
+
+def single_edits(editor: Editor, edits: list, evaluator: Evaluator, baseline, cache: dict) -> dict:
+    """Mean scores over edits made one at a time; their values are optimised together, which changes nothing."""
+    start = time.perf_counter()
+    editor.prepare()
+    method = editor.method
+    key = f"{method.name} {method.layers()[-1]} {method.config.target} {method.config.contexts}"
+    if key not in cache:
+        cache[key] = method.targets(editor.bench, edits)
+    editor._pending.update({edit.id: target for edit, target in zip(edits, cache[key], strict=True)})
+    targets = time.perf_counter() - start
+    scores, probability = [], []
+    for edit in edits:
+        with editor.trial(edit, score=False) as result:
+            scores += evaluator.score([edit], baseline)
+            probability.append(result.commits[0].target_probability)
+    means = average(scores)[PROTOCOLS[0]]
+    return {
+        **{key: round(value, 4) for key, value in means.items() if value is not None},
+        "probability": round(sum(probability) / len(probability), 4),
+        "seconds": round(time.perf_counter() - start, 1),
+        "target_seconds": round(targets, 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--data-path")
+    parser.add_argument("--records", default="300:400", help="half-open range of records")
+    parser.add_argument("--corpus", type=Path)
+    parser.add_argument("--tokens", type=int, default=131_072)
+    parser.add_argument("--grid", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--shard", default="0/1", help="this process's share of the grid, e.g. 2/8")
+    options = parser.parse_args()
+    first, last = map(int, options.records.split(":"))
+    edits = load_edits(options.data, options.data_path).edits[first:last]
+    lm = load_model(options.model, dtype="float32")
+    evaluator = Evaluator(lm, PROTOCOLS)
+    baseline = evaluator.baseline(edits)
+    done = set(options.out.read_text().splitlines()) if options.out.exists() else set()
+    known = {json.dumps(json.loads(line)["point"], sort_keys=True) for line in done}
+    grid = json.loads(options.grid)
+    points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    cache: dict = {}
+    share, of = map(int, options.shard.split("/"))
+    for point in points[share::of]:
+        if json.dumps(point, sort_keys=True) in known:
+            continue
+        corpus = Corpus(options.corpus, options.tokens)
+        editor = Editor(lm, point["method"], method_settings=settings_of(point), corpus=corpus)
+        row = {
+            "data": options.data,
+            "point": point,
+            **single_edits(editor, edits, evaluator, baseline, cache),
+        }
+        with options.out.open("a") as stream:
+            stream.write(json.dumps(row) + "\n")
+        print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()

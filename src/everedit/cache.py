@@ -1,0 +1,74 @@
+"""Where results that can be made again are kept, and how a file is written so that it is whole or absent."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from everedit.errors import CacheError
+
+__all__ = ["atomic_write", "cache_root", "digest", "file_sha256", "write_json", "write_text"]
+
+
+def cache_root() -> Path:
+    """Return the folder for caches: ``$EVEREDIT_CACHE``, else ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    if own := os.environ.get("EVEREDIT_CACHE"):
+        return Path(own).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "everedit"
+
+
+def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, then move it into place in one step.
+
+    Raises :class:`CacheError` if the folder cannot be written; an older file at ``path`` stays as it was.
+    """
+    scratch: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        os.close(handle)
+        scratch = Path(name)
+        write(scratch)
+        # mkstemp makes private files; results are meant to be shared like any other file.
+        scratch.chmod(0o644)
+        os.replace(scratch, path)
+    except OSError as error:
+        raise CacheError(
+            what=f"cannot write {path.name}: {error.strerror or error}",
+            where=str(path.parent),
+            fix="choose a folder you may write to and that has space",
+        ) from error
+    finally:
+        if scratch is not None:
+            scratch.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    atomic_write(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def digest(value: Any, length: int = 16) -> str:
+    """Return a hexadecimal digest of a JSON-like value, independent of the order of keys."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, hexadecimal."""
+    hasher = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            hasher.update(block)
+    return hasher.hexdigest()

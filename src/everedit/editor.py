@@ -1,0 +1,253 @@
+"""The editor: a model, a method and a policy put together. It edits, asks, tries and takes back; it knows no disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from everedit.edit import Edit
+from everedit.engine.bench import Workbench
+from everedit.engine.keys import token_keys
+from everedit.engine.moments import Corpus, MomentStore
+from everedit.engine.state import State
+from everedit.engine.target import Target
+from everedit.engine.weights import EditedWeights, Snapshot
+from everedit.errors import EditError, NotApplicable
+from everedit.evaluation import EditScores, Evaluator
+from everedit.methods import Method, method_class, validated
+from everedit.models import LanguageModel, load_model
+from everedit.patch import Patch
+from everedit.policies import Policy, Step, policy_class
+
+__all__ = ["Answer", "Commit", "EditResult", "Editor", "StreamState"]
+
+# Edits made on the base model are independent of each other; this many have their values optimised together.
+PREFETCH = 16
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the unedited and the edited model say to one prompt."""
+
+    prompt: str
+    base: str
+    edited: str
+
+    def __str__(self) -> str:
+        return f"{self.prompt}\n  base:   {self.base.strip()}\n  edited: {self.edited.strip()}"
+
+
+@dataclass(frozen=True)
+class Commit:
+    """One step of the stream: the edits made, the change committed, and what it took."""
+
+    edits: tuple[Edit, ...]
+    patch: Patch
+    norm: float
+    target_probability: float | None
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class EditResult:
+    """What :meth:`Editor.edit` did: commits, and each edit's scores before and after, by protocol and metric."""
+
+    commits: list[Commit]
+    before: list[EditScores] = field(default_factory=list)
+    after: list[EditScores] = field(default_factory=list)
+
+    @property
+    def norm(self) -> float:
+        """Frobenius norm of the last change."""
+        return self.commits[-1].norm
+
+
+@dataclass(frozen=True)
+class StreamState:
+    """All that a stream is at one moment; saved and loaded, it goes on as if nothing had happened."""
+
+    weights: Snapshot
+    method: State
+    policy: State
+    pending: dict[str, Target]
+
+
+class Editor:
+    """Edits one model with one method under one policy.
+
+    ``edit`` commits; ``with trial(edits)`` takes the edits back at the end of the block, bit for bit; ``ask`` shows
+    the unedited and the edited model's answers.
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        method: str = "memit",
+        policy: str = "accumulate",
+        *,
+        method_settings: dict[str, Any] | None = None,
+        policy_settings: dict[str, Any] | None = None,
+        corpus: Corpus | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.lm = lm
+        kind, rule = method_class(method), policy_class(policy)
+        config = validated(kind.Config, method_settings or {}, f"method {method}")
+        self.method: Method = kind(config.resolved(lm.layout))  # type: ignore[attr-defined]
+        self.method.check(lm.layout)
+        self.policy: Policy = rule(validated(rule.Config, policy_settings or {}, f"policy {policy}"))  # type: ignore[arg-type]
+        if self.policy.needs == "weights" and kind.traits.changes != "weights":
+            raise NotApplicable(
+                what=f"the policy {policy} combines changes of weights, and {method} changes the {kind.traits.changes}",
+                fix="use the policy accumulate",
+            )
+        self.bench = Workbench(lm, MomentStore(lm, corpus or Corpus()), seed)
+        self.evaluator = Evaluator(lm)
+        self._weights = EditedWeights(lm)
+        self._method_state, self._policy_state = State(), State()
+        self._pending: dict[str, Target] = {}
+        self._prepared = False
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str,
+        method: str = "memit",
+        policy: str = "accumulate",
+        *,
+        device: Any = None,
+        dtype: Any = None,
+        **options: Any,
+    ) -> Editor:
+        """Load ``model`` (alias, folder or hub id) and return an editor for it; ``options`` as in the constructor."""
+        # A misspelt name should not cost the loading of a model.
+        method_class(method)
+        policy_class(policy)
+        return cls(load_model(model, device=device, dtype=dtype), method, policy, **options)
+
+    def prepare(self) -> None:
+        """Gather what the method needs from the unedited model; done by the first edit if not before."""
+        if not self._prepared:
+            with self._weights.detached():
+                # The statistics' provenance names the unedited weights.
+                _ = self.bench.moments.provenance
+                self.method.prepare(self.bench)
+            self._prepared = True
+
+    def edit(self, edits: Edit | Sequence[Edit], *, score: bool = True) -> EditResult:
+        """Make edits and commit them; a method that solves batches makes them together.
+
+        With ``score`` the result holds each edit's scores before and after. Raises an
+        :class:`everedit.errors.EvereditError` and leaves the model as it was if any of them cannot be made.
+        """
+        batch = [edits] if isinstance(edits, Edit) else list(edits)
+        if not batch:
+            raise EditError(what="there is no edit to make", fix="give at least one")
+        before: list[EditScores] = []
+        baseline = None
+        if score:
+            with self._weights.detached():
+                baseline = self.evaluator.baseline(batch)
+            before = self.evaluator.score(batch, baseline)
+        start = self.state()
+        try:
+            if self.method.traits.solves_batches and self.policy.edits_from == "current":
+                commits = [self._commit(batch)]
+            else:
+                commits = list(self.stream(batch))
+        except BaseException:
+            self.load_state(start)
+            raise
+        after = self.evaluator.score(batch, baseline) if baseline else []
+        return EditResult(commits, before, after)
+
+    def stream(self, edits: Iterable[Edit]) -> Iterator[Commit]:
+        """Make edits one after another, yielding each commit.
+
+        Where the policy edits the base model, the edits are independent, and the values of several are
+        optimised together ahead of time.
+        """
+        queue = list(edits)
+        for index, edit in enumerate(queue):
+            if self.policy.edits_from == "base" and edit.id not in self._pending:
+                ahead = [item for item in queue[index : index + PREFETCH] if item.id not in self._pending]
+                self._prefetch(ahead)
+            yield self._commit([edit])
+
+    def _prefetch(self, edits: Sequence[Edit]) -> None:
+        self.prepare()
+        with self._weights.detached():
+            targets = self.method.targets(self.bench, edits)
+        self._pending.update({edit.id: target for edit, target in zip(edits, targets, strict=False)})
+
+    def _commit(self, edits: Sequence[Edit]) -> Commit:
+        """Compute the change aside, check it, then write it."""
+        self.prepare()
+        known = [self._pending[edit.id] for edit in edits if edit.id in self._pending]
+        if self.policy.edits_from == "base":
+            with self._weights.detached():
+                method_state, targets, step = self._fit(edits, known)
+        else:
+            method_state, targets, step = self._fit(edits, known)
+        with self.bench.clock.phase("policy"):
+            change, policy_state = self.policy.combine(step, self._policy_state)
+            self._weights.commit(change)
+        self._method_state, self._policy_state = method_state, policy_state
+        for edit in edits:
+            self._pending.pop(edit.id, None)
+        probability = sum(target.probability for target in targets) / len(targets) if targets else None
+        return Commit(tuple(edits), change, change.norm(), probability, self.bench.clock.take())
+
+    def _fit(self, edits: Sequence[Edit], known: Sequence[Target]) -> tuple[State, Sequence[Target], Step]:
+        targets = known if len(known) == len(edits) else self.method.targets(self.bench, edits)
+        patch, state = self.method.fit(self.bench, edits, self._method_state, targets)
+        patch.require_finite()
+        keys: dict[str, Tensor] = {}
+        if self.policy.name != "accumulate":
+            # Read now, in the model that the method saw.
+            with self.bench.clock.phase("keys"):
+                keys = token_keys(self.lm, edits, list(patch.deltas))
+        return state, targets, Step(patch, keys.__getitem__, self._weights.shift)
+
+    @contextmanager
+    def trial(self, edits: Edit | Sequence[Edit], *, score: bool = True) -> Iterator[EditResult]:
+        """Make edits for the length of the block, then put weights and state back, bit for bit."""
+        start = self.state()
+        try:
+            yield self.edit(edits, score=score)
+        finally:
+            self.load_state(start)
+
+    def ask(self, prompt: str, *, max_new_tokens: int = 32) -> Answer:
+        """Return the unedited and the edited model's greedy continuation of ``prompt``."""
+        with self._weights.detached():
+            base = self.lm.generate([prompt], max_new_tokens=max_new_tokens)[0]
+        return Answer(prompt, base, self.lm.generate([prompt], max_new_tokens=max_new_tokens)[0])
+
+    @contextmanager
+    def unedited(self) -> Iterator[LanguageModel]:
+        """Give the model with its original bits while the block runs."""
+        with self._weights.detached():
+            yield self.lm
+
+    def reset(self) -> None:
+        """Take back every edit: original bits, no state."""
+        self.load_state(StreamState(Snapshot({}), State(), State(), {}))
+
+    def state(self) -> StreamState:
+        """Return all that the stream is now."""
+        return StreamState(self._weights.snapshot(), self._method_state, self._policy_state, dict(self._pending))
+
+    def load_state(self, state: StreamState) -> None:
+        """Go to a state, bit for bit."""
+        self._weights.restore(state.weights)
+        self._method_state, self._policy_state = state.method, state.policy
+        self._pending = dict(state.pending)
+
+    def norm_ratios(self) -> dict[str, float]:
+        """Return ||W_now|| / ||W_base|| of each changed weight."""
+        return self._weights.norm_ratios()

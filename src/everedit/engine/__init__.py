@@ -1,0 +1,1 @@
+"""The shared machinery of editing: contexts, keys, targets, second moments, solvers, spreading."""

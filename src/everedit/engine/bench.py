@@ -1,0 +1,65 @@
+"""What a method works with: the model, its statistics, the seed, and a clock for each phase."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from everedit.engine.moments import MomentStore
+from everedit.models import LanguageModel
+
+__all__ = ["Clock", "Workbench"]
+
+
+class Clock:
+    """Seconds spent in named phases; phases may nest, and the inner time is not counted twice."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._inner: list[float] = []
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the time spent in the block to ``name``."""
+        self._inner.append(0.0)
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - start
+            self.seconds[name] += spent - self._inner.pop()
+            if self._inner:
+                self._inner[-1] += spent
+
+    def take(self) -> dict[str, float]:
+        """Return the seconds by phase since the last call, and start again at zero."""
+        seconds = dict(self.seconds)
+        self.seconds.clear()
+        return seconds
+
+
+@dataclass
+class Workbench:
+    """A model and all that methods share while they work on it."""
+
+    lm: LanguageModel
+    moments: MomentStore
+    seed: int = 0
+    clock: Clock = field(default_factory=Clock)
+    _contexts: dict[tuple[object, ...], list[str]] = field(default_factory=dict)
+
+    def contexts(self, groups: tuple[tuple[int, int], ...], starts: tuple[str, ...]) -> list[str]:
+        """Return the prefixes of :func:`everedit.engine.contexts.sample_prefixes`, sampled once a bench.
+
+        They come from the model as it is at the first call: sample before the first edit.
+        """
+        from everedit.engine.contexts import sample_prefixes
+
+        key = (groups, starts)
+        if key not in self._contexts:
+            with self.clock.phase("contexts"):
+                self._contexts[key] = sample_prefixes(self.lm, groups, starts, self.seed)
+        return self._contexts[key]

@@ -1,0 +1,124 @@
+"""Keys: what goes into a layer's down projection, at the subject's last token or at every token of a text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from everedit.edit import Edit
+from everedit.engine.rows import chunks, prompt_rows
+from everedit.models import LanguageModel
+from everedit.models.hooks import capture, changed_output, resumed_after, stopping_at
+from everedit.models.tokens import Batch
+from everedit.patch import LowRank
+
+__all__ = ["LayerWalk", "Reading", "subject_keys", "token_keys"]
+
+_TOKENS_A_BATCH = 4096
+
+
+def subject_keys(lm: LanguageModel, edits: Sequence[Edit], prefixes: Sequence[str], layer: int) -> Tensor:
+    """Return the keys at the subject's last token, (edits, prefixes, D): the text behind it plays no part."""
+    rows = [row.ids[: row.subject_last + 1] for edit in edits for row in prompt_rows(lm, edit, prefixes)]
+    module, found = lm.layout.mlp_out(layer), []
+    for part in chunks([len(row) for row in rows], _TOKENS_A_BATCH):
+        chunk = rows[part]
+        keys = lm.inputs_of({layer: module}, lm.pad(chunk))[layer]
+        found.append(keys[torch.arange(len(chunk)), [len(row) - 1 for row in chunk]].float())
+    return torch.cat(found).view(len(edits), len(prefixes), -1)
+
+
+def token_keys(lm: LanguageModel, edits: Sequence[Edit], weights: Sequence[str]) -> dict[str, Tensor]:
+    """Return, by the name of a weight, the inputs of its module at every token of prompt and target, (D, tokens)."""
+    rows = [lm.encode(edit.prompt, edit.target_new).ids for edit in edits]
+    batch = lm.pad(rows)
+    modules = {name: lm.layout.module_of(name) for name in weights}
+    with torch.no_grad(), capture(inputs=modules, rows=len(rows)) as seen:
+        lm.states(**batch.inputs())
+    return {name: seen[name][batch.mask.bool()].float().T for name in weights}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What :class:`LayerWalk` reads at one layer for n edits: ``keys`` (n, prefixes, D), and for the bare
+    prompt the MLP's output there, ``mlp`` (n, H), and the last layer's block output, ``state`` (n, H).
+    """
+
+    keys: Tensor
+    mlp: Tensor
+    state: Tensor
+
+
+@dataclass
+class _Part:
+    """Some rows of the walk, and the hidden states that enter the block to resume at."""
+
+    batch: Batch
+    last: Tensor
+    entering: Tensor | None = None
+
+
+class LayerWalk:
+    """Re-reads keys and states layer by layer while updates are added, each time from the last changed block on.
+
+    Updates are added to the modules' outputs by hooks; the weights are not touched. Rows end at the subject's
+    last token, since a causal model does not look further.
+    """
+
+    def __init__(self, lm: LanguageModel, edits: Sequence[Edit], prefixes: Sequence[str], last_layer: int) -> None:
+        self.lm, self.last_layer, self.n_prefixes = lm, last_layer, len(prefixes)
+        rows = [row.ids[: row.subject_last + 1] for edit in edits for row in prompt_rows(lm, edit, prefixes)]
+        self._parts = []
+        for part in chunks([len(row) for row in rows], _TOKENS_A_BATCH):
+            last = torch.tensor([len(row) - 1 for row in rows[part]], device=lm.device)
+            self._parts.append(_Part(lm.pad(rows[part]), last))
+        self._resume_at = 0
+
+    def read(self, layer: int, updates: Mapping[int, LowRank]) -> Reading:
+        """Return what ``layer`` and the last layer show with ``updates`` (by layer) in place.
+
+        Layers must be asked for in ascending order, and an update, once given, must stay.
+        """
+        found = [self._read(part, layer, updates) for part in self._parts]
+        self._resume_at = layer
+        keys, mlp, state = (torch.cat(pieces) for pieces in zip(*found, strict=True))
+        grouped = keys.view(-1, self.n_prefixes, keys.shape[-1])
+        bare = slice(None, None, self.n_prefixes)
+        return Reading(grouped, mlp[bare], state[bare])
+
+    def _read(self, part: _Part, layer: int, updates: Mapping[int, LowRank]) -> tuple[Tensor, Tensor, Tensor]:
+        layout = self.lm.layout
+        blocks = [layout.block(index) for index in range(self._resume_at)]
+        last_block, out = layout.block(self.last_layer), layout.mlp_out(layer)
+        with torch.no_grad(), ExitStack() as stack:
+            if part.entering is not None and blocks:
+                as_tuple = self.lm.blocks_return_tuples
+                stack.enter_context(resumed_after(blocks, part.entering, as_tuple=as_tuple))
+            for index, update in updates.items():
+                if index >= self._resume_at:
+                    stack.enter_context(_added(layout.mlp_out(index), update))
+            seen = stack.enter_context(
+                capture(
+                    {"key": out, "entering": layout.block(layer)},
+                    {"mlp": out, "state": last_block},
+                    rows=len(part.batch),
+                )
+            )
+            stack.enter_context(stopping_at(last_block))
+            self.lm.states(**part.batch.inputs())
+        part.entering = seen["entering"]
+        at = (torch.arange(len(part.batch), device=self.lm.device), part.last)
+        return seen["key"][at].float(), seen["mlp"][at].float(), seen["state"][at].float()
+
+
+def _added(module: torch.nn.Module, update: LowRank) -> AbstractContextManager[None]:
+    def change(inputs: Tensor, output: Tensor) -> Tensor:
+        factors = update.to(output.device)
+        extra = (inputs.to(factors.right.dtype) @ factors.right) @ factors.left.T
+        return output + extra.to(output.dtype)
+
+    return changed_output(module, change)

@@ -1,0 +1,242 @@
+"""Rows of a value optimisation that advance together: what is constant is computed once and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from everedit.models import LanguageModel
+from everedit.models.hooks import capture, resumed_after
+from everedit.models.tokens import Encoded
+
+__all__ = ["Lane", "build_lanes"]
+
+# Up to so many edits, one pass over the weights costs more than some padding.
+_MERGE_UP_TO = 2
+# Matrix products with fewer rows than this wait for the weights rather than for the arithmetic.
+_ENOUGH_TOKENS = 96
+_ENOUGH_TOKENS_ON_ACCELERATOR = 4096
+
+
+@dataclass
+class Reads:
+    """Positions whose logits are needed: row, column, the token to score, and its weight in the edit's loss."""
+
+    rows: Tensor
+    columns: Tensor
+    labels: Tensor
+    weights: Tensor
+
+    def keep(self, kept_rows: Tensor, n_rows: int) -> Reads:
+        """Return the reads of some rows, renumbered."""
+        place = torch.full((n_rows,), -1, device=kept_rows.device)
+        place[kept_rows] = torch.arange(len(kept_rows), device=kept_rows.device)
+        inside = place[self.rows] >= 0
+        return Reads(place[self.rows][inside], self.columns[inside], self.labels[inside], self.weights[inside])
+
+
+@dataclass
+class Lane:
+    """A group of rows with column 0 at the subject's last token t.
+
+    ``hidden`` (rows, S, H) is block L's output from t on; ``past`` the keys and values before t by layer; ``mask``
+    (rows, P + S) and ``positions`` (rows, S) as the model takes them; ``owner`` the edit of each row. ``mlp`` and
+    ``rest`` (rows, H) split block L's output at t where a norm stands behind the MLP. A lane scores its ``reads``;
+    of the rows marked in ``essence`` it keeps the next-token distribution at t.
+    """
+
+    layer: int
+    hidden: Tensor
+    past: list[tuple[Tensor, Tensor]]
+    mask: Tensor
+    positions: Tensor
+    owner: Tensor
+    bare: Tensor
+    essence: Tensor
+    prefixes: int
+    origin: Tensor
+    reads: Reads | None
+    mlp: Tensor | None = None
+    rest: Tensor | None = None
+    initial: Tensor | None = None
+
+    def put_origins(self, out: Tensor) -> None:
+        """Fill in the vectors that edits start from, (edits, H): the site's value at t behind the empty prefix."""
+        out[self.owner[self.bare]] = self.origin[self.bare]
+
+    def add_losses(self, lm: LanguageModel, delta: Tensor, nll: Tensor, probability: Tensor, kl: Tensor) -> None:
+        """Add this lane's terms for each edit to ``nll``, ``probability`` and ``kl``, given ``delta`` (edits, H)."""
+        states = self._forward(lm, delta)
+        if bool(self.essence.any()):
+            logs = F.log_softmax(lm.logits(states[self.essence, 0]), dim=-1)
+            if self.initial is None:
+                self.initial = logs.detach()
+            kl.index_add_(0, self.owner[self.essence], (logs.exp() * (logs - self.initial)).sum(-1))
+        if self.reads is not None:
+            at = self.reads
+            logits = lm.logits(states[at.rows, at.columns])
+            losses = F.cross_entropy(logits, at.labels, reduction="none") * at.weights
+            # First each row's mean over its target, then the mean over an edit's rows.
+            rows = torch.zeros(len(self.owner), device=losses.device).index_add(0, at.rows, losses)
+            scored = (~self.essence).nonzero()[:, 0]
+            owner = self.owner[scored]
+            nll.index_add_(0, owner, rows[scored] / self.prefixes)
+            probability.index_add_(0, owner, (-rows.detach()[scored]).exp() / self.prefixes)
+
+    def _forward(self, lm: LanguageModel, delta: Tensor) -> Tensor:
+        added = delta[self.owner]
+        first = self.hidden[:, 0].float()
+        if self.mlp is None or self.rest is None:
+            moved = first + added
+        else:
+            norm = lm.layout.mlp_norm(self.layer)
+            assert norm is not None
+            moved = self.rest + norm((self.mlp + added).to(self.hidden.dtype)).float()
+        hidden = torch.cat([moved.to(self.hidden.dtype)[:, None], self.hidden[:, 1:]], dim=1)
+        blocks = [lm.layout.block(index) for index in range(self.layer + 1)]
+        with resumed_after(blocks, hidden, as_tuple=lm.blocks_return_tuples):
+            return lm.states(
+                inputs_embeds=hidden.detach(),
+                attention_mask=self.mask,
+                position_ids=self.positions,
+                past_key_values=_cache(self.past, self.layer),
+                use_cache=True,
+            )
+
+    def keep(self, edits: Tensor) -> Lane:
+        """Return the lane with only the rows of some edits, renumbered in the given order."""
+        place = torch.full((1 + int(max(self.owner.max(), edits.max())),), -1, device=edits.device)
+        place[edits] = torch.arange(len(edits), device=edits.device)
+        kept = place[self.owner] >= 0
+        rows = kept.nonzero()[:, 0]
+
+        def pick(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[rows]
+
+        return replace(
+            self,
+            hidden=self.hidden[rows],
+            past=[(keys[rows], values[rows]) for keys, values in self.past],
+            mask=self.mask[rows],
+            positions=self.positions[rows],
+            owner=place[self.owner][rows],
+            bare=self.bare[rows],
+            essence=self.essence[rows],
+            origin=self.origin[rows],
+            reads=self.reads.keep(rows, len(self.owner)) if self.reads else None,
+            mlp=pick(self.mlp),
+            rest=pick(self.rest),
+            initial=None if self.initial is None else self.initial[kept[self.essence]],
+        )
+
+
+def _cache(past: list[tuple[Tensor, Tensor]], layer: int) -> DynamicCache:
+    """A cache that holds the given tensors without copying them; the model appends to copies of its own.
+
+    ``past`` has layer 0 and the layers behind ``layer``. Those between are not run: layer 0's tensors stand in
+    for theirs, only to tell how long the past is.
+    """
+    cache = DynamicCache()
+    for keys, values in [past[0]] * (layer + 1) + past[1:]:
+        held = DynamicLayer()
+        held.keys, held.values = keys, values
+        held.dtype, held.device, held.is_initialized = keys.dtype, keys.device, True
+        cache.layers.append(held)
+    return cache
+
+
+@dataclass(frozen=True)
+class _Row:
+    """The ids to run, the text they come from, its edit, and whether it is the bare prompt or an essence row."""
+
+    ids: tuple[int, ...]
+    text: Encoded
+    edit: int
+    bare: bool
+    essence: bool = False
+
+    def tail(self) -> int:
+        """How many tokens are run at each step: those from the subject's last on."""
+        return len(self.ids) - self.text.subject_last
+
+
+def build_lanes(
+    lm: LanguageModel, rows: Sequence[Sequence[Encoded]], essence: Sequence[Encoded], layer: int, site: str
+) -> list[Lane]:
+    """Run all rows once and return the lanes: the rows that score a target, and those that keep the essence.
+
+    ``rows[i]`` are edit i's rows, the one with the empty prefix first; ``essence[i]`` is its "{subject} is a".
+    """
+    scored = [_Row(row.ids[:-1], row, edit, index == 0) for edit, g in enumerate(rows) for index, row in enumerate(g)]
+    kept = [_Row(row.ids[: row.subject_last + 1], row, edit, False, True) for edit, row in enumerate(essence)]
+    if kept and len(rows) <= _MERGE_UP_TO:
+        return [_lane(lm, scored + kept, len(rows[0]), layer, site)]
+    busy = _ENOUGH_TOKENS if lm.device.type == "cpu" else _ENOUGH_TOKENS_ON_ACCELERATOR
+    groups = [*_by_tail(scored, busy), *([kept] if kept else [])]
+    return [_lane(lm, group, len(rows[0]), layer, site) for group in groups]
+
+
+def _by_tail(rows: list[_Row], enough_tokens: int) -> list[list[_Row]]:
+    """Split rows, in order of their tails' lengths, where a longer tail would make much padding.
+
+    A group keeps growing while it is too small to keep the processor busy, or while padding stays under a tenth.
+    """
+    groups: list[list[_Row]] = []
+    real = 0
+    for row in sorted(rows, key=_Row.tail):
+        padded = (len(groups[-1]) + 1) * row.tail() if groups else 0
+        if not groups or (real >= enough_tokens and padded > 1.1 * (real + row.tail())):
+            groups.append([])
+            real = 0
+        groups[-1].append(row)
+        real += row.tail()
+    return groups
+
+
+def _reads(rows: Sequence[_Row], device: torch.device) -> Reads | None:
+    places = [
+        (index, position - 1 - row.text.subject_last, row.text.ids[position], 1.0 / len(row.text.target_ids))
+        for index, row in enumerate(rows)
+        if not row.essence
+        for position in range(*row.text.target)
+    ]
+    return Reads(*(torch.tensor(column, device=device) for column in zip(*places, strict=True))) if places else None
+
+
+def _lane(lm: LanguageModel, rows: Sequence[_Row], prefixes: int, layer: int, site: str) -> Lane:
+    layout = lm.layout
+    anchors = [row.text.subject_last for row in rows]
+    batch, start = lm.pad([row.ids for row in rows], anchors=anchors), max(anchors)
+    outputs = {"block": layout.block(layer), "mlp": layout.mlp_out(layer)}
+    norm = layout.mlp_norm(layer) if site == "mlp" else None
+    if norm is not None:
+        outputs["norm"] = norm
+    cache = DynamicCache()
+    with torch.no_grad(), capture(outputs=outputs, rows=len(rows)) as seen:
+        lm.states(**batch.inputs(), past_key_values=cache, use_cache=True)
+    kept = [cache.layers[0], *cache.layers[layer + 1 :]]
+    past = [(part.keys[:, :, :start].clone(), part.values[:, :, :start].clone()) for part in kept]
+    hidden = seen["block"][:, start:]
+    mlp = seen["mlp"][:, start].float()
+    normed = norm is not None
+    return Lane(
+        layer=layer,
+        hidden=hidden.clone(),
+        past=past,
+        mask=batch.mask,
+        positions=batch.positions[:, start:],
+        owner=torch.tensor([row.edit for row in rows], device=lm.device),
+        bare=torch.tensor([row.bare for row in rows], device=lm.device),
+        essence=torch.tensor([row.essence for row in rows], device=lm.device),
+        prefixes=prefixes,
+        origin=mlp if site == "mlp" else hidden[:, 0].float().clone(),
+        reads=_reads(rows, lm.device),
+        mlp=mlp if normed else None,
+        rest=hidden[:, 0].float() - seen["norm"][:, start].float() if normed else None,
+    )

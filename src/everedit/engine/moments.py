@@ -1,0 +1,253 @@
+"""Second moments C = E[k k^T] of a layer's keys over ordinary text: one pass for all layers, cached, resumable."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from everedit.cache import cache_root, digest, file_sha256
+from everedit.engine.solve import Factor
+from everedit.errors import CacheError, EditError, NumericalError
+from everedit.models import LanguageModel
+from everedit.patch import load_tensors, save_tensors
+
+__all__ = ["Corpus", "MomentStore", "SecondMoment", "accumulate"]
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The text that statistics are gathered over, and how much of it.
+
+    ``path`` is a text file (a document a paragraph) or JSONL with a ``text`` field; None means text sampled
+    from the model itself. ``tokens`` is how many tokens to read, in windows of ``window_tokens``.
+    """
+
+    path: Path | None = None
+    tokens: int = 32_768
+    window_tokens: int = 512
+    seed: int = 0
+
+    def provenance(self) -> dict[str, Any]:
+        """Return what tells this text from any other."""
+        source = {"sampled_from_the_model": self.seed} if self.path is None else {"sha256": file_sha256(self.path)}
+        return {**source, "tokens": self.tokens, "window_tokens": self.window_tokens}
+
+    def windows(self, lm: LanguageModel) -> Iterator[list[int]]:
+        """Yield rows of ``window_tokens`` ids, documents joined by the end token, until ``tokens`` are out."""
+        rows = _sampled(lm, self) if self.path is None else _read(lm, self.path)
+        end, left = lm.tokenizer.eos_token_id, self.tokens
+        held: list[int] = []
+        for row in rows:
+            held += [*row, end] if end is not None else row
+            while len(held) >= self.window_tokens and left > 0:
+                yield held[: self.window_tokens]
+                held, left = held[self.window_tokens :], left - self.window_tokens
+            if left <= 0:
+                return
+        if held:
+            yield held
+
+
+def _read(lm: LanguageModel, path: Path) -> Iterator[list[int]]:
+    try:
+        with path.open(encoding="utf-8") as stream:
+            for line in stream:
+                text = json.loads(line)["text"] if path.suffix == ".jsonl" else line
+                if text.strip():
+                    yield lm.tokenizer(text.strip(), add_special_tokens=False, verbose=False)["input_ids"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EditError(
+            what=f"cannot read the corpus: {error!r}",
+            where=str(path),
+            fix='give a text file, or JSONL with "text"',
+        ) from error
+
+
+def _sampled(lm: LanguageModel, corpus: Corpus) -> Iterator[list[int]]:
+    """Sample texts from the model at temperature 1, many rows at a time."""
+    rows, length, seed = 32, min(256, corpus.window_tokens), corpus.seed
+    start = lm.tokenizer.bos_token_id if lm.tokenizer.bos_token_id is not None else lm.pad_id
+    words = [row for word in _OPENINGS if (row := list(lm.encode(word).ids))]
+    while True:
+        begin = [words[(seed * rows + index) % len(words)] or [start] for index in range(rows)]
+        for prompt, new in zip(begin, lm.generate_ids(begin, max_new_tokens=length, top_k=0, seed=seed), strict=True):
+            yield [*prompt, *new]
+        seed += 1
+
+
+_OPENINGS = (
+    "The", "In", "A", "When", "It was", "She", "He", "They", "This", "After", "During", "As", "For", "On", "At",
+    "Although", "Many", "One", "There", "We", "You", "If", "What is", "How", "Who", "Where", "My", "Our", "New",
+    "First", "With", "By", "Some", "People", "Scientists", "The city", "The company", "The river", "The book",
+    "The history of", "A long time ago", "Yesterday", "Today", "In 1912", "According to", "Because", "Its", "From",
+)  # fmt: skip
+
+
+@dataclass
+class SecondMoment:
+    """C of one layer: ``matrix`` (D, D) float64, the mean over ``tokens`` tokens."""
+
+    layer: int
+    matrix: Tensor
+    tokens: int
+    ridge: float = 1e-5
+
+    @cached_property
+    def factor(self) -> Factor:
+        """Cholesky factor of C with a tiny ridge, which a short corpus needs and a long one does not feel."""
+        return Factor.of(self.matrix, self.ridge)
+
+
+def accumulate(
+    lm: LanguageModel,
+    layers: Sequence[int],
+    windows: Iterator[list[int]],
+    *,
+    batch_rows: int = 8,
+    sums: dict[int, Tensor] | None = None,
+    seen: int = 0,
+    after_batch: Callable[[dict[int, Tensor], int], None] | None = None,
+) -> tuple[dict[int, Tensor], int]:
+    """Return the sums of k k^T (D, D) of each layer and the tokens seen, in one pass over ``windows``.
+
+    The forward stops at the deepest layer's key. Products are float32 a batch, sums float64. ``sums`` and
+    ``seen`` carry on from an earlier part; ``after_batch`` sees the state after each batch.
+    """
+    wanted = sorted(layers)
+    modules = {layer: lm.layout.mlp_out(layer) for layer in wanted}
+    size = lm.layout.inner_size
+    total = sums or {layer: torch.zeros(size, size, dtype=torch.float64, device=lm.device) for layer in wanted}
+    while rows := [row for _, row in zip(range(batch_rows), windows, strict=False)]:
+        batch = lm.pad(rows)
+        keys_of = lm.inputs_of(modules, batch)
+        real = None if all(len(row) == len(rows[0]) for row in rows) else batch.mask.bool()
+        for layer in wanted:
+            keys = keys_of[layer].flatten(0, 1) if real is None else keys_of[layer][real]
+            keys = keys.float()
+            total[layer] += keys.T @ keys
+        seen += int(batch.mask.sum())
+        if after_batch:
+            after_batch(total, seen)
+    return total, seen
+
+
+@dataclass
+class MomentStore:
+    """Second moments of one model, by layer: from memory, from the cache, or computed over ``corpus``.
+
+    The cache key is the full provenance: the model's fingerprint, its tokenizer, the text, window, number of
+    tokens and dtype. An interrupted computation goes on where it stopped.
+    """
+
+    lm: LanguageModel
+    corpus: Corpus = field(default_factory=Corpus)
+    root: Path | None = None
+    progress: Progress | None = None
+    save_every: int = 8
+
+    def __post_init__(self) -> None:
+        self._held: dict[int, SecondMoment] = {}
+        self.root = self.root or cache_root() / "moments"
+
+    @cached_property
+    def provenance(self) -> dict[str, Any]:
+        """Everything that the numbers depend on, except the layer. Asked for before the first edit."""
+        backend = getattr(self.lm.tokenizer, "backend_tokenizer", None)
+        vocabulary = backend.to_str() if backend is not None else str(sorted(self.lm.tokenizer.get_vocab().items()))
+        return {
+            "model": self.lm.fingerprint,
+            "tokenizer": hashlib.sha256(vocabulary.encode()).hexdigest(),
+            "dtype": str(self.lm.dtype).removeprefix("torch."),
+            "corpus": self.corpus.provenance(),
+        }
+
+    @property
+    def folder(self) -> Path:
+        """Where this model's moments over this corpus are cached."""
+        assert self.root is not None
+        return self.root / digest(self.provenance)
+
+    def missing(self, layers: Sequence[int]) -> list[int]:
+        """Return the layers that would have to be computed."""
+        return [layer for layer in layers if layer not in self._held and not self._path(layer).exists()]
+
+    def get(self, layers: Sequence[int]) -> dict[int, SecondMoment]:
+        """Return the second moments of ``layers``, computing in one pass those that are not cached.
+
+        Raises :class:`CacheError` if a cached file is damaged, naming it.
+        """
+        if missing := self.missing(layers):
+            self._compute(missing)
+        for layer in layers:
+            if layer not in self._held:
+                self._held[layer] = self._load(layer)
+        return {layer: self._held[layer] for layer in layers}
+
+    def _path(self, layer: int) -> Path:
+        return self.folder / f"layer_{layer:03d}.safetensors"
+
+    def _load(self, layer: int) -> SecondMoment:
+        tensors, info = load_tensors(self._path(layer))
+        matrix = tensors.get("mean")
+        size = self.lm.layout.inner_size
+        whole = matrix is not None and matrix.shape == (size, size) and info.get("sha256") == _checksum(matrix)
+        if matrix is None or not whole:
+            raise CacheError(
+                what="these cached second moments are damaged",
+                where=str(self._path(layer)),
+                fix=f"delete the file and run again: rm '{self._path(layer)}'",
+            )
+        return SecondMoment(layer, matrix.to(self.lm.device), int(info["tokens"]))
+
+    def _compute(self, layers: list[int]) -> None:
+        partial = self.folder / f"partial_{digest(layers, 8)}.safetensors"
+        sums, seen, batches = None, 0, 0
+        if partial.exists():
+            tensors, info = load_tensors(partial)
+            sums = {layer: tensors[str(layer)].to(self.lm.device) for layer in layers}
+            seen, batches = int(info["tokens"]), int(info["batches"])
+        rows = 8
+        windows = self.corpus.windows(self.lm)
+        for _ in range(batches * rows):
+            next(windows, None)
+        done = batches
+
+        def after_batch(total: dict[int, Tensor], tokens: int) -> None:
+            nonlocal done
+            done += 1
+            if done % self.save_every == 0:
+                state = {str(layer): matrix for layer, matrix in total.items()}
+                save_tensors(partial, state, {"tokens": tokens, "batches": done})
+            if self.progress:
+                self.progress(tokens, self.corpus.tokens)
+
+        total, seen = accumulate(
+            self.lm, layers, windows, batch_rows=rows, sums=sums, seen=seen, after_batch=after_batch
+        )
+        if seen <= self.lm.layout.inner_size:
+            raise NumericalError(
+                what=f"the corpus has {seen} tokens, and keys of width {self.lm.layout.inner_size} need more",
+                where=str(self.corpus.path or "text sampled from the model"),
+                fix="give more text or raise the number of tokens (stats.tokens)",
+            )
+        for layer, matrix in total.items():
+            mean = matrix / seen
+            if not bool(torch.isfinite(mean).all()):
+                raise NumericalError(what="the second moments are not finite", where=f"layer {layer}")
+            info = {"tokens": seen, "layer": layer, "sha256": _checksum(mean), **self.provenance}
+            save_tensors(self._path(layer), {"mean": mean}, info)
+        partial.unlink(missing_ok=True)
+
+
+def _checksum(matrix: Tensor) -> str:
+    return hashlib.sha256(matrix.cpu().contiguous().numpy().tobytes()).hexdigest()

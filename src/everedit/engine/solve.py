@@ -1,0 +1,89 @@
+"""The least-squares problems behind the edits: pure functions of float64 tensors.
+
+Letters: K (D, n) keys, R (H, n) residuals, C (D, D) second moment E[k k^T], W (H, D) the weight.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from everedit.errors import NumericalError
+from everedit.patch import LowRank
+
+__all__ = ["Factor", "rank_one_update", "recursive_gain", "ridge_update"]
+
+
+@dataclass(frozen=True)
+class Factor:
+    """Cholesky factor of a symmetric positive definite matrix, for solving with it many times."""
+
+    lower: Tensor
+
+    @classmethod
+    def of(cls, matrix: Tensor, ridge: float = 0.0) -> Factor:
+        """Factorise ``matrix + ridge * mean(diag) * I`` in float64.
+
+        Raises :class:`NumericalError` if it is not positive definite.
+        """
+        square = matrix.double()
+        if ridge:
+            square = square + ridge * square.diagonal().mean() * torch.eye(
+                len(square), dtype=square.dtype, device=square.device
+            )
+        lower, failed = torch.linalg.cholesky_ex(square)
+        if int(failed) or not bool(torch.isfinite(lower).all()):
+            raise NumericalError(
+                what="the system is not positive definite, so it has no stable solution",
+                fix="gather the second moments over more tokens than the layer is wide, or raise the ridge",
+            )
+        return cls(lower)
+
+    def solve(self, right: Tensor) -> Tensor:
+        """Return matrix^-1 @ right, float64."""
+        return torch.cholesky_solve(right.double(), self.lower)
+
+
+def rank_one_update(factor: Factor, direction_key: Tensor, write_key: Tensor, residual: Tensor) -> LowRank:
+    """Return ROME's change: with u = C^-1 k / ||C^-1 k||, Delta = r u^T / (u . k').
+
+    ``direction_key`` k (D,) gives the direction, ``write_key`` k' (D,) is mapped exactly: Delta k' = r (H,).
+    Raises :class:`NumericalError` when u . k' is so small that the change would explode.
+    """
+    u = factor.solve(direction_key[:, None])[:, 0]
+    u = u / u.norm()
+    inner = u @ write_key.double()
+    if not bool(inner.abs() > 1e-6 * write_key.double().norm()):
+        raise NumericalError(
+            what="the key is almost orthogonal to the update's direction, so the change would explode",
+            fix="use the same key in all places (method r-rome), or another layer",
+        )
+    return LowRank((residual.double() / inner)[:, None], u[:, None])
+
+
+def ridge_update(factor: Factor, weight: float, keys: Tensor, residuals: Tensor) -> LowRank:
+    """Return MEMIT's change R K^T (w C + K K^T)^-1, by the n x n system (I + K^T M K) with M = (w C)^-1.
+
+    ``factor`` is of C and computed once a layer; ``weight`` is w. Costs n D^2 + n^2 D, not D^3.
+    """
+    k, r = keys.double(), residuals.double()
+    mk = factor.solve(k) / weight
+    gram = torch.eye(k.shape[1], dtype=k.dtype, device=k.device) + k.T @ mk
+    # right = M K (I + K^T M K)^-1; the gram matrix is symmetric positive definite.
+    right = Factor.of((gram + gram.T) / 2).solve(mk.T).T
+    return LowRank(r, right)
+
+
+def recursive_gain(inverse: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (G, new inverse) when K K^T is added to P: G = P'^-1 K, by the Woodbury identity.
+
+    ``inverse`` is P^-1 (D, D) float64. G = P^-1 K (I + K^T P^-1 K)^-1, and P'^-1 = P^-1 - G K^T P^-1.
+    """
+    k = keys.double()
+    pk = inverse @ k
+    gram = torch.eye(k.shape[1], dtype=k.dtype, device=k.device) + k.T @ pk
+    gain = Factor.of((gram + gram.T) / 2).solve(pk.T).T
+    new = inverse - gain @ pk.T
+    return gain, (new + new.T) / 2

@@ -1,0 +1,166 @@
+"""The value optimisation: the vector that, put at the subject's last token in layer L, makes the model say the target.
+
+In a causal model with a vector added at layer L, position t, nothing below L and nothing before t ever
+changes. So the rows run through the model once; after that each step resumes behind layer L on the positions
+from t on, reads the keys and values before t from the cache, and projects to the vocabulary at the few
+positions that are scored (rome.md, cost; the plain form is the oracle in tests/oracles.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from everedit.edit import Edit
+from everedit.engine.lanes import Lane, build_lanes
+from everedit.engine.rows import chunks, essence_row, prompt_rows
+from everedit.errors import NumericalError
+from everedit.models import LanguageModel
+from everedit.models.tokens import Encoded
+
+__all__ = ["Target", "TargetConfig", "optimise_targets"]
+
+
+class TargetConfig(BaseModel):
+    """Settings of the value optimisation (ROME, equation 4, with the released code's form of the terms)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: int = Field(25, ge=1, description="most forward passes; the last one makes no update")
+    lr: float = Field(0.5, gt=0, description="Adam's learning rate")
+    weight_decay: float = Field(1e-3, ge=0, description="weight of ||delta|| / ||origin||^2")
+    clamp: float = Field(4.0, gt=0, description="most ||delta|| as a multiple of ||origin||")
+    kl: float = Field(0.0625, ge=0, description="weight of KL(P_delta || P_0) on '{subject} is a'")
+    stop_loss: float = Field(0.05, ge=0, description="an edit stops when its total loss is below this")
+
+
+@dataclass(frozen=True)
+class Target:
+    """The result for one edit: ``origin`` and ``delta`` (H,) float32, whose sum is the value to write.
+
+    ``losses`` is the total loss at each step, ``probability`` that of the target at the last one (the geometric
+    mean over its tokens, averaged over the contexts).
+    """
+
+    origin: Tensor
+    delta: Tensor
+    losses: tuple[float, ...]
+    probability: float
+
+    @property
+    def value(self) -> Tensor:
+        """The vector to write."""
+        return self.origin + self.delta
+
+
+def optimise_targets(
+    lm: LanguageModel,
+    edits: Sequence[Edit],
+    prefixes: Sequence[str],
+    layer: int,
+    config: TargetConfig,
+    *,
+    site: str = "block",
+    tokens_a_batch: int = 3072,
+) -> list[Target]:
+    """Return a target for each edit, optimised in batches; the result does not depend on the batching.
+
+    ``site`` is where the vector is added: ``"mlp"``, the MLP's output (ROME), or ``"block"``, the block's output
+    (MEMIT). The first prefix must be the empty one: it defines the origin.
+
+    Raises :class:`NumericalError` if a loss is not finite.
+    """
+    rows = [prompt_rows(lm, edit, prefixes, target=True) for edit in edits]
+    # Edits with equally long tails share a batch, so that little of it is padding.
+    order = sorted(range(len(edits)), key=lambda i: len(rows[i][0].ids) - rows[i][0].subject_last)
+    weights = [_cost(lm, rows[i]) for i in order]
+    found: dict[int, Target] = {}
+    for part in chunks(weights, tokens_a_batch):
+        members = order[part]
+        lanes = build_lanes(
+            lm,
+            [rows[i] for i in members],
+            [essence_row(lm, edits[i]) for i in members] if config.kl else [],
+            layer,
+            site,
+        )
+        for i, target in zip(members, _optimise(lm, lanes, len(members), config), strict=True):
+            found[i] = target
+    return [found[i] for i in range(len(edits))]
+
+
+def _cost(lm: LanguageModel, rows: Sequence[Encoded]) -> int:
+    """Tokens that a batch pays for an edit: its tails, or its logits where the vocabulary weighs more."""
+    tail = max(len(row.ids) - row.subject_last for row in rows)
+    reads = len(rows) * len(rows[0].target_ids)
+    return max(len(rows) * tail, reads * int(lm.model.config.vocab_size) // 65_536)
+
+
+class _Adam:
+    """Adam over the rows of one tensor, whose rows can be dropped (Kingma & Ba, algorithm 1)."""
+
+    def __init__(self, like: Tensor, lr: float) -> None:
+        self.lr, self.step_count = lr, 0
+        self.mean, self.square = torch.zeros_like(like), torch.zeros_like(like)
+
+    def step(self, vector: Tensor, gradient: Tensor) -> Tensor:
+        self.step_count += 1
+        self.mean = 0.9 * self.mean + 0.1 * gradient
+        self.square = 0.999 * self.square + 0.001 * gradient**2
+        mean = self.mean / (1 - 0.9**self.step_count)
+        square = self.square / (1 - 0.999**self.step_count)
+        return vector - self.lr * mean / (square.sqrt() + 1e-8)
+
+    def keep(self, rows: Tensor) -> None:
+        self.mean, self.square = self.mean[rows], self.square[rows]
+
+
+def _optimise(lm: LanguageModel, lanes: list[Lane], n: int, config: TargetConfig) -> list[Target]:
+    origins = torch.zeros(n, lm.layout.hidden_size, device=lm.device)
+    for lane in lanes:
+        lane.put_origins(origins)
+    live = torch.arange(n, device=origins.device)
+    delta, norms = torch.zeros_like(origins), origins.norm(dim=-1)
+    adam, done = _Adam(delta, config.lr), {}
+    curves: list[list[float]] = [[] for _ in range(n)]
+    for step in range(config.steps):
+        last = step == config.steps - 1
+        free = delta.detach().requires_grad_(not last)
+        with torch.set_grad_enabled(not last):
+            nll = torch.zeros(len(live), device=delta.device)
+            probability = torch.zeros(len(live), device=delta.device)
+            penalty = torch.zeros(len(live), device=delta.device)
+            for lane in lanes:
+                lane.add_losses(lm, free, nll, probability, penalty)
+            loss = nll + config.kl * penalty + config.weight_decay * free.norm(dim=-1) / norms[live] ** 2
+        values = loss.detach()
+        if not bool(torch.isfinite(values).all()):
+            raise NumericalError(
+                what="the value optimisation met a loss that is not finite",
+                fix="lower the learning rate (lr), or load the model in a wider dtype",
+            )
+        for row, value in zip(live.tolist(), values.tolist(), strict=True):
+            curves[row].append(value)
+        ended = values < config.stop_loss if not last else torch.ones_like(values, dtype=torch.bool)
+        for at in ended.nonzero()[:, 0].tolist():
+            row = int(live[at])
+            done[row] = Target(
+                origins[row].clone(), free.detach()[at].clone(), tuple(curves[row]), float(probability[at])
+            )
+        if bool(ended.all()):
+            break
+        gradient = torch.autograd.grad(loss.sum(), free)[0]
+        with torch.no_grad():
+            delta = adam.step(free.detach(), gradient)
+            limit = config.clamp * norms[live]
+            delta = delta * (limit / delta.norm(dim=-1).clamp_min(1e-12)).clamp_max(1)[:, None]
+        if bool(ended.any()):
+            keep = (~ended).nonzero()[:, 0]
+            live, delta = live[keep], delta[keep]
+            adam.keep(keep)
+            lanes = [kept for lane in lanes if len((kept := lane.keep(keep)).owner)]
+    return [done[row] for row in range(n)]

@@ -1,0 +1,7 @@
+"""Experiments: a plan before, a run that can be interrupted and resumed, a summary that explains itself."""
+
+from everedit.experiments.config import RunConfig, StatsConfig
+from everedit.experiments.plan import Plan, make_plan
+from everedit.experiments.run import Reporter, resume, start
+
+__all__ = ["Plan", "Reporter", "RunConfig", "StatsConfig", "make_plan", "resume", "start"]

@@ -1,0 +1,111 @@
+"""The configuration of a run: one object, whether it comes from flags, a YAML file or an earlier run's folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from everedit.errors import EditError
+from everedit.evaluation import PROTOCOLS
+
+__all__ = ["RunConfig", "StatsConfig", "apply_settings"]
+
+
+class StatsConfig(BaseModel):
+    """The text that second moments are gathered over."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    corpus: Path | None = Field(None, description="text or JSONL file; without one, text sampled from the model")
+    tokens: int = Field(32_768, ge=1, description="how many tokens to read")
+    window_tokens: int = Field(512, ge=8, description="length of a window, in tokens")
+
+
+class RunConfig(BaseModel):
+    """Everything that a run depends on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = "smollm2-135m"
+    method: str = "memit"
+    policy: str = "accumulate"
+    data: str = "worldfacts"
+    data_path: Path | None = None
+    edits: int = Field(50, ge=1, description="how many edits; records that are set aside are made up for")
+    checkpoints: tuple[int, ...] = Field((1, 10, 50), description="after how many edits all of them are scored")
+    seed: int = 0
+    device: str | None = None
+    dtype: str | None = None
+    method_settings: dict[str, Any] = {}
+    policy_settings: dict[str, Any] = {}
+    stats: StatsConfig = Field(default_factory=lambda: StatsConfig.model_validate({}))
+    protocols: tuple[str, ...] = tuple(PROTOCOLS)
+    known: Literal["quarantine", "keep"] = Field("quarantine", description="edits whose target the model says already")
+    contradictions: Literal["quarantine", "keep"] = "quarantine"
+
+    @model_validator(mode="after")
+    def _end_is_a_checkpoint(self) -> RunConfig:
+        marks = {mark for mark in self.checkpoints if 0 < mark < self.edits}
+        object.__setattr__(self, "checkpoints", (*sorted(marks), self.edits))
+        return self
+
+    @classmethod
+    def build(cls, file: Path | None, flags: dict[str, Any], settings: list[str]) -> RunConfig:
+        """Return the config of a YAML ``file``, overridden by ``flags`` that are not None, then by ``settings``.
+
+        Raises :class:`EditError` that names the bad key.
+        """
+        values: dict[str, Any] = {}
+        if file is not None:
+            values = _read_yaml(file)
+        values.update({key: value for key, value in flags.items() if value is not None})
+        apply_settings(values, settings)
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+            known = ", ".join(cls.model_fields)
+            raise EditError(what=f"bad configuration: {problems}", fix=f"known keys: {known}") from error
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        what = f"cannot read the configuration: {error}"
+        raise EditError(what=what, where=str(file), fix="give a YAML file") from error
+    if not isinstance(values, dict):
+        raise EditError(what="a configuration is a mapping of keys", where=str(file), fix="write key: value lines")
+    return values
+
+
+def apply_settings(values: dict[str, Any], settings: list[str]) -> None:
+    """Put ``key=value`` settings into nested ``values``: ``method.…``, ``policy.…``, ``stats.…`` or a top-level key.
+
+    Values are read as YAML, so ``[1, 2]``, ``true`` and ``1e-3`` mean what they look like.
+    """
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        if not equals or not path:
+            what = f"'{setting}' is not of the form key=value"
+            raise EditError(what=what, where="--set", fix="for example --set policy.lam=10")
+        head, *rest = path.split(".")
+        keys = [f"{head}_settings" if head in ("method", "policy") and rest else head, *rest]
+        target = values
+        for key in keys[:-1]:
+            target[key] = dict(target.get(key) or {})
+            target = target[key]
+        target[keys[-1]] = _number(yaml.safe_load(text))
+
+
+def _number(value: Any) -> Any:
+    # YAML 1.1 reads 1e-3 as a string.
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value

@@ -1,0 +1,107 @@
+"""What every editing method is: traits, a config, and ``fit``, from edits and state to a patch and new state."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from everedit.edit import Edit
+from everedit.engine.bench import Workbench
+from everedit.engine.state import State
+from everedit.engine.target import Target
+from everedit.errors import EditError
+from everedit.models.layout import Layout
+from everedit.patch import Patch
+
+__all__ = ["Method", "MethodConfig", "Traits", "validated"]
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a method does and needs, for people, for ``--json`` and for checks before anything is computed."""
+
+    title: str
+    paper: str
+    changes: str = "weights"
+    needs_subject: bool = True
+    needs_moments: bool = True
+    needs_training: bool = False
+    solves_batches: bool = False
+    keeps_state: bool = False
+    encoder_decoder: bool = False
+    writes_mlp_values: bool = True
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the traits as plain values."""
+        return asdict(self)
+
+
+class MethodConfig(BaseModel):
+    """Base of all configs: immutable, and an unknown key is an error. A field that is None is resolved by
+    :meth:`resolved` to the published value for the model at hand, or to a fraction of its depth.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def resolved(self, layout: Layout) -> MethodConfig:
+        """Return the config with every open choice made for this model."""
+        return self
+
+
+class Method(ABC):
+    """A way to turn edits into a patch. ``fit`` leaves the model as it found it; attaching is the editor's job."""
+
+    name: ClassVar[str]
+    traits: ClassVar[Traits]
+    Config: ClassVar[type[MethodConfig]] = MethodConfig
+
+    def __init__(self, config: MethodConfig) -> None:
+        self.config = config
+
+    def check(self, layout: Layout) -> None:
+        """Raise :class:`everedit.errors.NotApplicable` if the method cannot work on this model."""
+        if not self.traits.encoder_decoder:
+            layout.require_decoder_only(self.name)
+        if self.traits.writes_mlp_values:
+            layout.require_mlp_in_residual(self.name)
+
+    @abstractmethod
+    def layers(self) -> tuple[int, ...]:
+        """Return the layers whose weights change."""
+
+    def moment_layers(self) -> tuple[int, ...]:
+        """Return the layers whose second moments are needed."""
+        return self.layers() if self.traits.needs_moments else ()
+
+    def prepare(self, bench: Workbench) -> None:  # noqa: B027 - an optional step, not a forgotten one
+        """Gather what comes from the unedited model: statistics, contexts. Called once, before the first edit."""
+
+    def targets(self, bench: Workbench, edits: Sequence[Edit]) -> list[Target]:
+        """Return the value targets of ``edits`` on the model as it is, optimised together; [] if it has none."""
+        return []
+
+    @abstractmethod
+    def fit(
+        self, bench: Workbench, edits: Sequence[Edit], state: State, targets: Sequence[Target] | None = None
+    ) -> tuple[Patch, State]:
+        """Return the patch that makes ``edits`` together, and the state after it.
+
+        ``targets`` are those of :meth:`targets` if they are known already.
+        """
+
+
+def validated(model: type[BaseModel], values: dict[str, Any], kind: str) -> BaseModel:
+    """Return ``model(**values)``. Raises :class:`EditError` that names each bad setting and the known ones."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise EditError(
+            what=f"bad settings: {problems}",
+            where=kind,
+            fix=f"known settings: {', '.join(model.model_fields)}",
+        ) from error

@@ -1,0 +1,114 @@
+"""Read, replace and cut short what a model computes, with plain PyTorch hooks that always come off again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+__all__ = ["capture", "changed_output", "resumed_after", "stopping_at"]
+
+
+class _Stop(Exception):
+    """Ends a forward pass early; caught by :func:`stopping_at`."""
+
+
+def _first(output: Any) -> Tensor:
+    """A block's hidden state, whether it returns a tensor or a tuple that starts with it."""
+    tensor = output[0] if isinstance(output, tuple) else output
+    assert isinstance(tensor, Tensor)
+    return tensor
+
+
+@contextmanager
+def capture(
+    inputs: Mapping[Any, nn.Module] | None = None,
+    outputs: Mapping[Any, nn.Module] | None = None,
+    *,
+    rows: int,
+) -> Iterator[dict[Any, Tensor]]:
+    """Collect what goes into and comes out of modules, under the given keys, as they ran last.
+
+    Everything comes as (rows, length, width), also where a family runs its MLP on all tokens in a line (OPT).
+    """
+    seen: dict[Any, Tensor] = {}
+
+    def in_rows(tensor: Tensor) -> Tensor:
+        return tensor.unflatten(0, (rows, -1)) if tensor.dim() == 2 else tensor
+
+    def read_input(key: Any) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            seen[key] = in_rows(args[0] if args else kwargs["hidden_states"])
+
+        return hook
+
+    def read_output(key: Any) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            seen[key] = in_rows(_first(output))
+
+        return hook
+
+    with ExitStack() as stack:
+        for key, module in (inputs or {}).items():
+            stack.callback(module.register_forward_pre_hook(read_input(key), with_kwargs=True).remove)
+        for key, module in (outputs or {}).items():
+            stack.callback(module.register_forward_hook(read_output(key)).remove)
+        yield seen
+
+
+@contextmanager
+def stopping_at(module: nn.Module, *, before: bool = False) -> Iterator[None]:
+    """End any forward pass inside the block once ``module`` has run, or just ``before`` it runs.
+
+    Enter it inside of :func:`capture`: hooks run in the order in which they were set, and this one ends the pass.
+    """
+
+    def stop(*_: Any) -> None:
+        raise _Stop
+
+    register = module.register_forward_pre_hook if before else module.register_forward_hook
+    handle = register(stop)
+    try:
+        yield
+    except _Stop:
+        pass
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def changed_output(module: nn.Module, change: Callable[[Tensor, Tensor], Tensor]) -> Iterator[None]:
+    """Let ``change(input, output)`` stand in for the module's output."""
+
+    def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        new = change(args[0], _first(output))
+        return (new, *output[1:]) if isinstance(output, tuple) else new
+
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def resumed_after(blocks: list[nn.Module], hidden: Tensor, *, as_tuple: bool) -> Iterator[None]:
+    """Skip ``blocks``, the first ones of a model, as if each of them had returned ``hidden``.
+
+    The model's own code still makes the masks and the positions, so this holds for every family.
+    ``as_tuple`` tells whether a block of this model returns a tuple.
+    """
+
+    def forward(*_: Any, **__: Any) -> Any:
+        return (hidden, None) if as_tuple else hidden
+
+    # An instance attribute hides the class's forward and disappears without a trace.
+    for block in blocks:
+        block.forward = forward
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward

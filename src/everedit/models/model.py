@@ -1,0 +1,206 @@
+"""A loaded model with its tokenizer and layout: the one object that the rest of the package works on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from everedit.errors import ModelError
+from everedit.models.hooks import capture, stopping_at
+from everedit.models.layout import Layout
+from everedit.models.tokens import Batch, Encoded, encode, pad
+
+__all__ = ["LanguageModel"]
+
+_DEFAULT_CONTEXT = 1024
+
+
+@dataclass
+class LanguageModel:
+    """A transformers model in evaluation mode with frozen weights, its tokenizer and its :class:`Layout`."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    def __post_init__(self) -> None:
+        self.model.eval().requires_grad_(False)
+        self.layout = Layout.of(self.model)
+        self._refuse_broken_weights()
+
+    def _refuse_broken_weights(self) -> None:
+        for name, weight in self.model.named_parameters():
+            if not bool(torch.isfinite(weight).all()):
+                raise ModelError(
+                    what=f"the weight '{name}' holds values that are not finite",
+                    where=self.name,
+                    fix="the model is damaged; load an intact copy",
+                )
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the embedding, where inputs go."""
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        return self.model.dtype
+
+    @property
+    def context_tokens(self) -> int:
+        """The longest input, in tokens."""
+        return int(getattr(self.model.config, "max_position_embeddings", None) or _DEFAULT_CONTEXT)
+
+    @property
+    def pad_id(self) -> int:
+        """The id used for padding; any will do, since every input carries its mask."""
+        pad, eos = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
+        return int(pad if pad is not None else eos if eos is not None else 0)
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters; tied ones count once."""
+        return sum(weight.numel() for weight in self.model.parameters())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over names, shapes, dtypes and bytes of all weights as they were when first asked for."""
+        hasher = hashlib.sha256()
+        for name, weight in sorted(self.model.named_parameters()):
+            hasher.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
+            raw = weight.detach().contiguous().cpu().view(torch.uint8)
+            hasher.update(memoryview(raw.numpy()).cast("B"))
+        return hasher.hexdigest()
+
+    @cached_property
+    def blocks_return_tuples(self) -> bool:
+        """Whether a block returns a tuple; differs by family and by version of transformers."""
+        kinds: list[bool] = []
+        block = self.layout.block(0)
+        handle = block.register_forward_hook(lambda _m, _a, output: kinds.append(isinstance(output, tuple)))
+        try:
+            with torch.no_grad(), stopping_at(block):
+                ids = torch.tensor([[self.pad_id]], device=self.device)
+                self.model.base_model(input_ids=ids, use_cache=False)
+        finally:
+            handle.remove()
+        return kinds[0]
+
+    def encode(self, prompt: str, target: str = "", **options: Any) -> Encoded:
+        """Tokenise with this model's tokenizer and context; see :func:`everedit.models.tokens.encode`."""
+        return encode(self.tokenizer, prompt, target, max_tokens=self.context_tokens, **options)
+
+    def pad(self, rows: Sequence[Sequence[int]], **options: Any) -> Batch:
+        """Pad rows of ids on this model's device; see :func:`everedit.models.tokens.pad`."""
+        return pad(rows, self.pad_id, device=self.device, **options)
+
+    def states(self, **inputs: Any) -> Tensor:
+        """Return the hidden states after the final norm, (rows, length, H); no logits are computed."""
+        inputs.setdefault("use_cache", False)
+        return self.model.base_model(**inputs).last_hidden_state
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Return float32 logits (..., vocabulary) of final states (..., H), as the model itself makes them."""
+        logits = self.model.get_output_embeddings()(states).float()
+        config = self.model.config
+        if scale := getattr(config, "logits_scaling", None):
+            logits = logits / scale
+        if cap := getattr(config, "final_logit_softcapping", None):
+            logits = torch.tanh(logits / cap) * cap
+        return logits
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_new_tokens: int,
+        stop_ids: Sequence[int] = (),
+        top_k: int | None = None,
+        seed: int | None = None,
+        min_new_tokens: int = 0,
+    ) -> list[str]:
+        """Continue each prompt and return the new text alone, special tokens left out.
+
+        Greedy without ``top_k``; with it, sampled from the ``top_k`` most probable tokens (0: from all) with
+        ``seed``, and the process's own random state stays as it was. Rows end at the tokenizer's EOS or at any
+        of ``stop_ids``.
+        """
+        rows = [encode(self.tokenizer, prompt).ids or (self._start_id(),) for prompt in prompts]
+        new = self.generate_ids(
+            rows,
+            max_new_tokens=max_new_tokens,
+            stop_ids=stop_ids,
+            top_k=top_k,
+            seed=seed,
+            min_new_tokens=min_new_tokens,
+        )
+        return [str(self.tokenizer.decode(row, skip_special_tokens=True)) for row in new]
+
+    def _start_id(self) -> int:
+        start = self.tokenizer.bos_token_id
+        return int(start if start is not None else self.pad_id)
+
+    @torch.no_grad()
+    def generate_ids(
+        self,
+        rows: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        stop_ids: Sequence[int] = (),
+        top_k: int | None = None,
+        seed: int | None = None,
+        min_new_tokens: int = 0,
+    ) -> list[list[int]]:
+        """As :meth:`generate`, from ids to the new ids of each row, cut at the first stop token (included)."""
+        batch = self.pad(rows, side="left")
+        ends = [token for token in (self.tokenizer.eos_token_id, *stop_ids) if token is not None]
+        config = GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            min_new_tokens=min_new_tokens,
+            do_sample=top_k is not None,
+            eos_token_id=ends or None,
+            pad_token_id=self.pad_id,
+            **({"top_k": top_k} if top_k is not None else {}),
+        )
+        devices = [self.device] if self.device.type != "cpu" else []
+        with torch.random.fork_rng(devices=devices, enabled=top_k is not None):
+            if seed is not None and top_k is not None:
+                torch.manual_seed(seed)
+            out = self.model.generate(input_ids=batch.ids, attention_mask=batch.mask, generation_config=config)
+        fresh = out[:, batch.ids.shape[1] :].tolist()
+        return [_cut(row, set(ends)) for row in fresh]
+
+    def check_logits(self) -> None:
+        """Raise :class:`ModelError` unless states and head, put together here, give the model's own logits."""
+        ids = torch.arange(1, 6, device=self.device)[None] % self.model.config.vocab_size
+        with torch.no_grad():
+            expected = self.model(input_ids=ids, use_cache=False).logits.float()
+            found = self.logits(self.states(input_ids=ids))
+        # A model makes its scaling and capping in the dtype of its weights, this in float32.
+        slack = max(1e-3, 4 * torch.finfo(self.dtype).eps)
+        if not bool((expected - found).abs().max() <= slack * expected.abs().max()):
+            raise ModelError(
+                what="the model changes its logits in a way that is not known here",
+                where=f"model_type {self.model.config.model_type}",
+                fix="teach LanguageModel.logits the scaling that this family applies after its head",
+            )
+
+    def inputs_of(self, modules: dict[Any, torch.nn.Module], batch: Batch) -> dict[Any, Tensor]:
+        """Return the inputs of ``modules`` on a batch, (rows, length, d_in) each, running no further than needed."""
+        last = list(modules.values())[-1]
+        with torch.no_grad(), capture(inputs=modules, rows=len(batch)) as seen, stopping_at(last, before=True):
+            self.states(**batch.inputs())
+        return seen
+
+
+def _cut(row: list[int], ends: set[int]) -> list[int]:
+    stop = next((index for index, token in enumerate(row) if token in ends), len(row) - 1)
+    return row[: stop + 1]
