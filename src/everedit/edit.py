@@ -127,8 +127,7 @@ def _fold(text: str) -> str:
     # One character at a time keeps every offset where it is ("İ".lower() has two characters, "ß".casefold() too).
     # Case folding comes first: it makes the two lower-case forms of the Greek sigma one.
     return "".join(
-        next((low for low in (char.casefold(), char.lower()) if len(low) == 1), char)
-        for char in _SPACES.sub(" ", text)
+        next((low for low in (char.casefold(), char.lower()) if len(low) == 1), char) for char in _SPACES.sub(" ", text)
     )
 
 

@@ -137,12 +137,8 @@ class Patch:
             grouped.setdefault(name, {})[part] = tensor
         deltas: dict[str, Delta] = {}
         for name, parts in grouped.items():
-            flat = all(part.ndim == 2 for part in parts.values())
-            if (
-                flat
-                and set(parts) == {"left", "right"}
-                and parts["left"].shape[1] == parts["right"].shape[1]
-            ):
+            flat = all(part.ndim == 2 and part.dtype.is_floating_point for part in parts.values())
+            if flat and set(parts) == {"left", "right"} and parts["left"].shape[1] == parts["right"].shape[1]:
                 deltas[name] = LowRank(**parts)
             elif flat and set(parts) == {"matrix"}:
                 deltas[name] = Dense(**parts)
@@ -153,13 +149,29 @@ class Patch:
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, Any] | None = None) -> None:
     """Write tensors and JSON-like ``info`` as one safetensors file, atomically."""
-    whole = {name: _own(tensor.detach().cpu().contiguous()) for name, tensor in tensors.items()}
-    atomic_write(path, lambda scratch: save_file(whole, scratch, metadata={"info": json.dumps(dict(info or {}))}))
+    whole: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        whole[name] = _own(tensor.detach().cpu().contiguous(), seen)
+    metadata = {"info": json.dumps(dict(info or {}))}
+    try:
+        atomic_write(path, lambda scratch: save_file(whole, scratch, metadata=metadata))
+    except SafetensorError as error:
+        # What the disk refuses in the middle of a file comes as an error of the library's own.
+        raise CacheError(
+            what=f"cannot write {path.name}: {error}",
+            where=str(path.parent),
+            fix="choose a folder you may write to and that has space",
+        ) from error
 
 
-def _own(tensor: Tensor) -> Tensor:
+def _own(tensor: Tensor, seen: set[int]) -> Tensor:
     """Return the tensor with a storage of its own: safetensors refuses two tensors that share one."""
-    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+    storage = tensor.untyped_storage()
+    if storage.nbytes() == tensor.nbytes and storage.data_ptr() not in seen:
+        seen.add(storage.data_ptr())
+        return tensor
+    return tensor.clone()
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -167,8 +179,11 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return tensors, json.loads((file.metadata() or {}).get("info", "{}"))
-    except (OSError, SafetensorError, ValueError) as error:
+            info = json.loads((file.metadata() or {}).get("info", "{}"))
+            if not isinstance(info, dict):
+                raise ValueError("what it says of itself is not an object with named fields")
+            return tensors, info
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise CacheError(
             what=f"the file is damaged: {error}", where=str(path), fix="delete it; it is made again"
         ) from error

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.support import facts, tiny
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -15,6 +14,8 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+
+from tests.support import facts, tiny
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerFast]
 

@@ -43,15 +43,19 @@ class Corpus:
         return {**source, "tokens": self.tokens, "window_tokens": self.window_tokens}
 
     def windows(self, lm: LanguageModel) -> Iterator[list[int]]:
-        """Yield rows of ``window_tokens`` ids, documents joined by the end token, until ``tokens`` are out."""
+        """Yield rows of ``window_tokens`` ids, documents joined by the end token, until ``tokens`` are out.
+
+        A model with a shorter context gets windows of that length.
+        """
         rows = _sampled(lm, self) if self.path is None else _read(lm, self.path)
         end, left = lm.tokenizer.eos_token_id, self.tokens
         held: list[int] = []
+        window = min(self.window_tokens, lm.context_tokens)
         for row in rows:
             held += [*row, end] if end is not None else row
-            while len(held) >= self.window_tokens and left > 0:
-                yield held[: self.window_tokens]
-                held, left = held[self.window_tokens :], left - self.window_tokens
+            while len(held) >= window and left > 0:
+                yield held[:window]
+                held, left = held[window:], left - window
             if left <= 0:
                 return
         if held:
@@ -75,9 +79,11 @@ def _read(lm: LanguageModel, path: Path) -> Iterator[list[int]]:
 
 def _sampled(lm: LanguageModel, corpus: Corpus) -> Iterator[list[int]]:
     """Sample texts from the model at temperature 1, many rows at a time."""
-    rows, length, seed = 32, min(256, corpus.window_tokens), corpus.seed
+    rows, seed = 32, corpus.seed
     start = lm.tokenizer.bos_token_id if lm.tokenizer.bos_token_id is not None else lm.pad_id
     words = [row for word in _OPENINGS if (row := list(lm.encode(word).ids))]
+    room = lm.context_tokens - max(map(len, words), default=1)
+    length = min(256, corpus.window_tokens, room)
     while True:
         begin = [words[(seed * rows + index) % len(words)] or [start] for index in range(rows)]
         for prompt, new in zip(begin, lm.generate_ids(begin, max_new_tokens=length, top_k=0, seed=seed), strict=True):
@@ -251,3 +257,25 @@ class MomentStore:
 
 def _checksum(matrix: Tensor) -> str:
     return hashlib.sha256(matrix.cpu().contiguous().numpy().tobytes()).hexdigest()
+
+
+def describe_cached(root: Path, open_file: Callable[..., Any]) -> list[dict[str, Any]]:
+    """Return what is cached under ``root``: folder, model, layers, tokens and text, read from the files' headers."""
+    found = []
+    for folder in sorted(path for path in root.glob("*") if path.is_dir()):
+        files = sorted(folder.glob("layer_*.safetensors"))
+        if not files:
+            continue
+        with open_file(files[0], framework="pt") as file:
+            info = json.loads(file.metadata()["info"])
+        text = info["corpus"]
+        found.append(
+            {
+                "folder": folder.name,
+                "model": info["model"][:12],
+                "layers": [int(file.stem.removeprefix("layer_")) for file in files],
+                "tokens": info["tokens"],
+                "text": text["sha256"][:12] if "sha256" in text else "sampled from the model",
+            }
+        )
+    return found

@@ -35,6 +35,7 @@ class EditedWeights:
         self.lm = lm
         self._originals: dict[str, Tensor] = {}
         self._masters: dict[str, Tensor] = {}
+        self._detached = 0
 
     def _weight(self, name: str) -> Tensor:
         return oriented(self.lm.layout.module_of(name))
@@ -75,14 +76,17 @@ class EditedWeights:
 
     @contextmanager
     def detached(self) -> Iterator[None]:
-        """Put the original bits into the model while the block runs."""
+        """Put the original bits into the model while the block runs; blocks may be nested."""
         for name, original in self._originals.items():
             self._weight(name).copy_(original)
+        self._detached += 1
         try:
             yield
         finally:
-            for name, master in self._masters.items():
-                self._weight(name).copy_(master)
+            self._detached -= 1
+            if not self._detached:
+                for name, master in self._masters.items():
+                    self._weight(name).copy_(master)
 
     def snapshot(self) -> Snapshot:
         """Return the present state; cheap, since masters are replaced and never changed in place."""

@@ -75,8 +75,7 @@ def _comparison(edit: Edit, now: Answers, base: Answers) -> Scores:
     old = edit.ground_truth
 
     def correct(prompt: str, target: str) -> float | None:
-        # A portability probe has no old answer to compare with.
-        if old is None or target != edit.target_new:
+        if old is None:
             return None
         return prefers(now.readings[prompt, target].nll, now.readings[prompt, old].nll)
 
@@ -89,7 +88,8 @@ def _comparison(edit: Edit, now: Answers, base: Answers) -> Scores:
         ]
         return float(preferred[0] == preferred[1])
 
-    return _scores(edit, correct, same)
+    # A portability probe has no old answer to compare with.
+    return _scores(edit.model_copy(update={"portability": ()}), correct, same)
 
 
 def _generation(edit: Edit, now: Answers, base: Answers) -> Scores:

@@ -56,7 +56,7 @@ class MemitConfig(MethodConfig):
         steps = {"steps": 20} if family in ("gpt2", "gpt_neox") else {}
         return self.model_copy(
             update={
-                "layers": check_layers(self.layers or tuple(range(first, last + 1)), depth),
+                "layers": check_layers(tuple(range(first, last + 1)) if self.layers is None else self.layers, depth),
                 "moment_weight": self.moment_weight or (20_000.0 if family in ("gpt2", "gpt_neox") else 15_000.0),
                 "target": self.target or TargetConfig.model_validate({**published, **steps}),
             }

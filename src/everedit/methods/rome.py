@@ -23,7 +23,7 @@ from everedit.engine.state import State
 from everedit.engine.target import Target, TargetConfig, optimise_targets
 from everedit.errors import EditError
 from everedit.methods._base import Method, MethodConfig, Traits
-from everedit.models.layout import Layout
+from everedit.models.layout import Layout, oriented
 from everedit.patch import LowRank, Patch
 
 # Published layers, by family and number of layers (rome.md, "Hyperparameters").
@@ -103,8 +103,10 @@ class Rome(Method):
         mean, bare = keys.mean(0), keys[0]
         factor = bench.moments.get([layer])[layer].factor
         with bench.clock.phase("solve"):
-            # v* - W k of the bare prompt is delta itself: the origin is the MLP's output there.
-            update = rank_one_update(factor, mean, bare if self.config.write_key == "bare" else mean, target.delta)
+            # v* - W k of the bare prompt is delta itself: the origin is the MLP's output there. The bias cancels.
+            write = bare if self.config.write_key == "bare" else mean
+            drift = oriented(bench.lm.layout.mlp_out(layer)).float() @ (write - bare)
+            update = rank_one_update(factor, mean, write, target.delta - drift)
         update = LowRank(update.left.float(), update.right.float())
         return Patch({bench.lm.layout.mlp_out_weight(layer): update}), state
 

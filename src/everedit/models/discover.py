@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import cast
+
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -91,7 +94,7 @@ def _is_attention(block: nn.Module, name: str) -> bool:
 
 
 def _shape(module: nn.Module) -> tuple[int, int]:
-    rows, columns = module.weight.shape
+    rows, columns = cast(torch.Tensor, module.weight).shape
     return (columns, rows) if isinstance(module, Conv1D) else (rows, columns)
 
 

@@ -56,6 +56,7 @@ class Policy(ABC):
     def combine(self, step: Step, state: State) -> tuple[Patch, State]:
         """Return the change to add to the stream's weights, and the state after it."""
 
-    def traits(self) -> dict[str, Any]:
+    @classmethod
+    def traits(cls) -> dict[str, Any]:
         """Return the policy's traits as plain values."""
-        return {"title": self.title, "paper": self.paper, "needs": self.needs}
+        return {"title": cls.title, "paper": cls.paper, "needs": cls.needs}

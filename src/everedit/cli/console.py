@@ -1,0 +1,119 @@
+"""The one place that writes to the terminal: tables, progress, errors, JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+__all__ = ["ProgressReporter", "friendly", "show_json", "show_table", "showing_progress", "terminal"]
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+terminal = Console()
+_errors = Console(stderr=True)
+INTERRUPTED = 130
+
+
+def show_json(value: Any) -> None:
+    """Write a value as JSON to standard output, for machines."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def show_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Show a table; numbers with three digits behind the point, a dash where there is nothing."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for column in columns:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row))
+    terminal.print(table)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def friendly(command: Command) -> Command:
+    """Turn errors raised on purpose into one clear message and exit code 1; an interruption into 130."""
+
+    @wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        from everedit.errors import EvereditError
+
+        try:
+            return command(*args, **kwargs)
+        except EvereditError as error:
+            _errors.print(
+                f"[bold red]error:[/] {_plain(error.what)}" + (f" ({_plain(error.where)})" if error.where else "")
+            )
+            if error.fix:
+                _errors.print(f"  [bold]what to do:[/] {_plain(error.fix)}")
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt:
+            _errors.print("[bold yellow]interrupted[/]; nothing half-done was kept")
+            raise typer.Exit(INTERRUPTED) from None
+
+    return wrapped  # type: ignore[return-value]
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+class ProgressReporter:
+    """Shows a run's stages as progress bars with a running note."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task: Any = None
+
+    def stage(self, text: str, total: int | None = None) -> None:
+        """Close the present bar and open one for the next stage."""
+        self._close()
+        self._task = self._progress.add_task(text, total=total, note="")
+
+    def step(self, done: int, note: str = "") -> None:
+        """Move the present bar to ``done``."""
+        if self._task is not None:
+            self._progress.update(self._task, completed=done, note=note)
+
+    def _close(self) -> None:
+        if self._task is not None:
+            task = self._progress.tasks[self._task]
+            if task.total is None:
+                self._progress.update(self._task, total=1, completed=1)
+            else:
+                self._progress.update(self._task, total=max(task.completed, 1))
+
+    def end(self) -> None:
+        """Close the last bar."""
+        self._close()
+
+
+@contextmanager
+def showing_progress() -> Iterator[ProgressReporter]:
+    """Show progress on standard error while the block runs, so that standard output stays clean."""
+    columns = (
+        SpinnerColumn(finished_text="[green]✓[/]"),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=_errors) as progress:
+        reporter = ProgressReporter(progress)
+        yield reporter
+        reporter.end()

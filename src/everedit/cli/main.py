@@ -1,0 +1,48 @@
+"""The entry point: ``everedit COMMAND``."""
+
+from __future__ import annotations
+
+import typer
+
+from everedit._version import __version__
+from everedit.cli import data, demo, edit, methods, models, report, run, stats
+from everedit.cli.console import terminal
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Lifelong model editing: correct facts in an open-weights language model, one after another.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Begin with: everedit demo",
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        terminal.print(f"everedit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
+) -> None:
+    """Take the options that stand before a command."""
+
+
+app.command("demo")(demo.demo)
+app.command("edit")(edit.edit)
+app.command("run")(run.run)
+app.command("report")(report.report)
+app.add_typer(models.app, name="models")
+app.add_typer(methods.methods_app, name="methods")
+app.add_typer(methods.policies_app, name="policies")
+app.add_typer(data.app, name="data")
+app.add_typer(stats.app, name="stats")
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
