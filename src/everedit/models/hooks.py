@@ -104,11 +104,15 @@ def resumed_after(blocks: list[nn.Module], hidden: Tensor, *, as_tuple: bool) ->
     def forward(*_: Any, **__: Any) -> Any:
         return (hidden, None) if as_tuple else hidden
 
-    # An instance attribute hides the class's forward and disappears without a trace.
+    # An instance attribute hides the class's forward, and perhaps one that offloading put there before.
+    hidden_by_others = [block.__dict__.get("forward") for block in blocks]
     for block in blocks:
         block.forward = forward
     try:
         yield
     finally:
-        for block in blocks:
-            del block.forward
+        for block, theirs in zip(blocks, hidden_by_others, strict=True):
+            if theirs is None:
+                del block.forward
+            else:
+                block.forward = theirs
