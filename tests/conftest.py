@@ -1,4 +1,4 @@
-"""What the unit tests share: one thread, and a cache and a corpus of their own."""
+"""What the tests share: one thread, and a cache and a corpus of their own."""
 
 from __future__ import annotations
 
