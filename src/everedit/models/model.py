@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from everedit.errors import ModelError
+from everedit.errors import ModelError, TokenError
 from everedit.models.hooks import capture, stopping_at
 from everedit.models.layout import Layout
 from everedit.models.tokens import Batch, Encoded, encode, pad
@@ -159,7 +159,17 @@ class LanguageModel:
         seed: int | None = None,
         min_new_tokens: int = 0,
     ) -> list[list[int]]:
-        """As :meth:`generate`, from ids to the new ids of each row, cut at the first stop token (included)."""
+        """As :meth:`generate`, from ids to the new ids of each row, cut at the first stop token (included).
+
+        Raises :class:`TokenError` if the longest row and what it may grow by do not fit the model's context.
+        """
+        longest = max(len(row) for row in rows)
+        if longest + max_new_tokens > self.context_tokens:
+            raise TokenError(
+                what=f"a prompt of {longest} tokens and {max_new_tokens} new ones do not fit the model's context, "
+                f"which holds {self.context_tokens}",
+                fix="shorten the prompt or generate fewer tokens",
+            )
         batch = self.pad(rows, side="left")
         ends = [token for token in (self.tokenizer.eos_token_id, *stop_ids) if token is not None]
         config = GenerationConfig(
