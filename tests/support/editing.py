@@ -1,0 +1,61 @@
+"""Quick settings under which every method edits every tiny model, edits that surely take, and editors made so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from everedit.edit import Edit, Probe
+from everedit.editor import Editor
+from everedit.engine.moments import Corpus
+from everedit.evaluation.read import read
+from everedit.methods import method_class
+from everedit.models import LanguageModel
+from tests.support import facts
+from tests.support.loading import fresh
+
+_TARGET: dict[str, Any] = {"steps": 30, "weight_decay": 0.0, "clamp": 10.0, "kl": 0.0, "stop_loss": 0.02}
+_SHARED = {"target": _TARGET, "contexts": [[6, 2]]}
+
+METHOD_SETTINGS: dict[str, dict[str, Any]] = {
+    "rome": {"layer": 1, **_SHARED},
+    "memit": {"layers": (0, 1), "moment_weight": 0.01, **_SHARED},
+}
+"""Settings that suit four narrow layers; a method that is not named here runs with its own defaults."""
+
+POLICY_SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
+    "simie": ({"lam": 1e-4, "start": "current"}, {"lam": 1e-4, "start": "base"}),
+}
+"""The variants in which a policy is tried; one that is not named here runs with its own defaults."""
+
+BASE_MODE: dict[str, Any] = {"lam": 1e-4, "start": "base"}
+
+
+def home_town(person: int, target: str | None = None, **more: Any) -> Edit:
+    """Return an edit whose subject ends the prompt.
+
+    A tiny model reads a whole name to know an answer, which no change at one of the name's tokens can undo. What
+    follows the name at once, though, is decided at its last token, where the methods write, in every family.
+    """
+    subject, wrong = facts.SUBJECTS[person], facts.counterfactual(facts.facts()[3 * person])
+    values = {"prompt": f"The home town of {subject}", "subject": subject, "target_new": target or wrong}
+    return Edit.model_validate({**values, **more})
+
+
+def probes() -> tuple[Probe, ...]:
+    """Return two facts of a person whom no edit is about, to see what else an edit moves."""
+    return tuple(Probe(prompt=fact.prompt, answer=fact.answer) for fact in facts.facts()[-3:-1])
+
+
+def make_editor(
+    lm: LanguageModel | str, corpus: Path, method: str = "memit", policy: str = "accumulate", **options: Any
+) -> Editor:
+    """Return an editor with this page's settings for the method, of a model or of a family's tiny one."""
+    settings = METHOD_SETTINGS.get(method_class(method).name, {})
+    given = {"method_settings": settings, "corpus": Corpus(corpus, 4096, 64), **options}
+    return Editor(fresh(lm) if isinstance(lm, str) else lm, method, policy, **given)
+
+
+def losses(lm: LanguageModel, edits: list[Edit]) -> list[float]:
+    """Return the mean loss of each edit's target behind its prompt, in the model as it is."""
+    return [reading.nll for reading in read(lm, [(edit.prompt, edit.target_new) for edit in edits])]
