@@ -37,11 +37,13 @@ def plain_target(lm: LanguageModel, edit: Edit, prefixes: list[str], layer: int,
     origin: list[Tensor] = []
 
     def add(_module, _args, output):
-        hidden = output[0] if isinstance(output, tuple) else output
+        given = output[0] if isinstance(output, tuple) else output
+        # OPT runs its MLP on all tokens in a line.
+        hidden = given.reshape(*batch.ids.shape, -1).clone()
         if not origin:
             origin.append(hidden[0, lookup[0]].detach().clone().float())
-        hidden = hidden.clone()
         hidden[lines, lookup] = hidden[lines, lookup] + delta.to(hidden.dtype)
+        hidden = hidden.view_as(given)
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
     handle = module.register_forward_hook(add)

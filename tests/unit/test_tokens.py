@@ -71,13 +71,21 @@ def _bytes(text: str) -> int:
 
 @pytest.mark.parametrize("name", LOSSLESS)
 @settings(deadline=None)
-@given(lead=_LEAD, subject=_NAMES, tail=_LEAD, target=_WORD, prefix=st.sampled_from(["", "Yes. ", "In short: "]))
+@given(
+    lead=_LEAD,
+    subject=_NAMES,
+    tail=_LEAD,
+    gap=st.sampled_from(["", " ", "  ", "\n"]),
+    target=_WORD,
+    prefix=st.sampled_from(["", "Yes. ", "In short: "]),
+)
 def test_spans_are_the_tokens_that_hold_the_text(
-    name: str, lead: list[str], subject: str, tail: list[str], target: str, prefix: str
+    name: str, lead: list[str], subject: str, tail: list[str], gap: str, target: str, prefix: str
 ) -> None:
-    prompt = " ".join([*lead, subject, *tail])
+    """A token on the border, as of a prompt that ends in a space, belongs to the target."""
+    prompt = " ".join([*lead, subject, *tail]) + gap
     row = encode(_tokenizer(name), prompt, target, subject=subject, prefix=prefix)
-    assert row.text == f"{prefix}{prompt} {target}"
+    assert row.text == f"{prefix}{prompt}{target}" if gap else f"{prefix}{prompt} {target}"
     extents = _extents(name, row.ids)
     assert extents[-1][1] == _bytes(row.text)
     start = _bytes(prefix + " ".join([*lead, ""]))
