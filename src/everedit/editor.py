@@ -138,6 +138,11 @@ class Editor:
                 self.method.prepare(self.bench)
             self._prepared = True
 
+    def check(self, edit: Edit) -> None:
+        """Raise an :class:`everedit.errors.EvereditError` if the method cannot make this edit on this model."""
+        with self._weights.detached():
+            self.method.check_edit(self.bench, edit)
+
     def edit(self, edits: Edit | Sequence[Edit], *, score: bool = True) -> EditResult:
         """Make edits and commit them; a method that solves batches makes them together.
 

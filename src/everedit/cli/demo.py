@@ -22,7 +22,14 @@ def demo(
     folder = out or _fresh(Path("runs"))
     config = RunConfig.build(
         None,
-        {"method": "memit", "policy": "simie", "data": "worldfacts", "edits": edits, "checkpoints": [1, 10, edits]},
+        {
+            "method": "memit",
+            "policy": "simie",
+            "policy_settings": {"start": "base"},
+            "data": "worldfacts",
+            "edits": edits,
+            "checkpoints": [1, 10, edits],
+        },
         [],
     )
     execute(config, folder)

@@ -34,7 +34,7 @@ def compute(
     model: str = typer.Option("smollm2-135m", help="Alias, folder or Hugging Face id."),
     layers: str = typer.Option(..., help='Layers, such as "14-16" or "5,8,11".'),
     corpus: Path | None = typer.Option(None, help="Text or JSONL; without it, text sampled from the model."),
-    tokens: int = typer.Option(32_768, help="How many tokens to read."),
+    tokens: int = typer.Option(8_192, help="How many tokens to read."),
     window_tokens: int = typer.Option(512, help="Length of a window, in tokens."),
     json: bool = typer.Option(False, "--json", help="Write JSON."),
 ) -> None:

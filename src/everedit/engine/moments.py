@@ -33,7 +33,7 @@ class Corpus:
     """
 
     path: Path | None = None
-    tokens: int = 32_768
+    tokens: int = 8_192
     window_tokens: int = 512
     seed: int = 0
 
@@ -79,11 +79,11 @@ def _read(lm: LanguageModel, path: Path) -> Iterator[list[int]]:
 
 def _sampled(lm: LanguageModel, corpus: Corpus) -> Iterator[list[int]]:
     """Sample texts from the model at temperature 1, many rows at a time."""
-    rows, seed = 32, corpus.seed
+    rows, seed = 64, corpus.seed
     start = lm.tokenizer.bos_token_id if lm.tokenizer.bos_token_id is not None else lm.pad_id
     words = [row for word in _OPENINGS if (row := list(lm.encode(word).ids))]
     room = lm.context_tokens - max(map(len, words), default=1)
-    length = min(256, corpus.window_tokens, room)
+    length = min(128, corpus.window_tokens, room)
     while True:
         begin = [words[(seed * rows + index) % len(words)] or [start] for index in range(rows)]
         for prompt, new in zip(begin, lm.generate_ids(begin, max_new_tokens=length, top_k=0, seed=seed), strict=True):

@@ -60,7 +60,8 @@ class EditedWeights:
         fresh: dict[str, Tensor] = {}
         for name, delta in patch.deltas.items():
             now = self._masters.get(name, self._weight(name))
-            master = (now.double() + delta.dense().double().to(now.device)).float()
+            # In rows, as it comes back from a file: how a tensor lies in memory decides how sums over it round.
+            master = (now.double() + delta.dense().double().to(now.device)).float().contiguous()
             if not bool(torch.isfinite(master.to(self._weight(name).dtype)).all()):
                 raise NumericalError(what="an edited weight would not be finite; nothing was written", where=name)
             fresh[name] = master

@@ -10,7 +10,7 @@ from everedit.edit import Edit
 from everedit.errors import CacheError, near_names
 from everedit.evaluation.metrics import mean
 from everedit.evaluation.protocols import METRICS, PROTOCOLS, Answers, Scores
-from everedit.evaluation.read import Reading, generate, read
+from everedit.evaluation.read import Reading, generate, read, require_room
 from everedit.models import LanguageModel
 
 __all__ = ["Baseline", "EditScores", "Evaluator", "average"]
@@ -83,6 +83,13 @@ class Evaluator:
     def probes(self, edit: Edit) -> list[tuple[str, str]]:
         """Return every (prompt, answer) of an edit that scoring will read."""
         return [*_probes(edit), *(_comparisons(edit) if self._compares else ())]
+
+    def check(self, edit: Edit) -> None:
+        """Raise :class:`everedit.errors.TokenError` if a probe of the edit does not fit the model's context."""
+        for prompt, answer in self.probes(edit):
+            self.lm.encode(prompt, answer)
+        for prompt, answer in _probes(edit) if self._generates else ():
+            require_room(self.lm, prompt, answer)
 
     def baseline(self, edits: Sequence[Edit]) -> Baseline:
         """Return the answers of the model as it is now, which must be unedited."""

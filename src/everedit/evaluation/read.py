@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
+from everedit.errors import TokenError
 from everedit.models import LanguageModel
 
-__all__ = ["Reading", "generate", "read"]
+__all__ = ["Reading", "generate", "read", "require_room"]
 
 _TOKENS_A_BATCH = 2048
 _LOGITS_A_CHUNK = 1 << 25
@@ -82,14 +83,15 @@ def generate(lm: LanguageModel, prompts: Sequence[str], targets: Sequence[str]) 
     """
     unique = list(dict.fromkeys(zip(prompts, targets, strict=True)))
     rows = [lm.encode(prompt).ids for prompt, _ in unique]
-    room = [min(_MOST_NEW_TOKENS, len(lm.encode(p, t).target_ids) + _SPARE_TOKENS) for p, t in unique]
+    room = [_room(lm, prompt, target) for prompt, target in unique]
     breaks, stops = _stop_ids(lm)
     texts: dict[tuple[str, str], str] = {}
     for dotted in (False, True):
         group = [index for index, (_, target) in enumerate(unique) if ("." in target) == dotted]
         group.sort(key=lambda index: (room[index], len(rows[index])))
-        for start in range(0, len(group), _ROWS_A_GENERATION):
-            members = group[start : start + _ROWS_A_GENERATION]
+        while group:
+            members = group[: _fitting(lm, [(len(rows[index]), room[index]) for index in group])]
+            group = group[len(members) :]
             new = lm.generate_ids(
                 [rows[index] for index in members],
                 max_new_tokens=max(room[index] for index in members),
@@ -98,6 +100,31 @@ def generate(lm: LanguageModel, prompts: Sequence[str], targets: Sequence[str]) 
             for index, ids in zip(members, new, strict=True):
                 texts[unique[index]] = str(lm.tokenizer.decode(ids[: room[index]], skip_special_tokens=True))
     return [texts[pair] for pair in zip(prompts, targets, strict=True)]
+
+
+def require_room(lm: LanguageModel, prompt: str, target: str) -> None:
+    """Raise :class:`TokenError` unless the model's context holds a prompt and all that may be generated behind it."""
+    tokens = len(lm.encode(prompt).ids) + _room(lm, prompt, target)
+    if tokens > lm.context_tokens:
+        raise TokenError(
+            what=f"prompt and answer may take {tokens} tokens and the model's context holds {lm.context_tokens}",
+            where=f"{prompt[:60]!r}…",
+            fix="shorten the prompt",
+        )
+
+
+def _room(lm: LanguageModel, prompt: str, target: str) -> int:
+    return min(_MOST_NEW_TOKENS, len(lm.encode(prompt, target).target_ids) + _SPARE_TOKENS)
+
+
+def _fitting(lm: LanguageModel, sizes: Sequence[tuple[int, int]]) -> int:
+    """Return how many rows of (length, room), by ascending room, can be continued together."""
+    longest = 0
+    for count, (length, room) in enumerate(sizes[:_ROWS_A_GENERATION]):
+        longest = max(longest, length)
+        if count and longest + room > lm.context_tokens:
+            return count
+    return min(len(sizes), _ROWS_A_GENERATION)
 
 
 def _stop_ids(lm: LanguageModel) -> tuple[list[int], list[int]]:

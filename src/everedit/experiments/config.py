@@ -20,7 +20,7 @@ class StatsConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     corpus: Path | None = Field(None, description="text or JSONL file; without one, text sampled from the model")
-    tokens: int = Field(32_768, ge=1, description="how many tokens to read")
+    tokens: int = Field(8_192, ge=1, description="how many tokens to read")
     window_tokens: int = Field(512, ge=8, description="length of a window, in tokens")
 
 

@@ -142,11 +142,8 @@ class _Run:
 
     def _fits(self, edit: Edit, line: int) -> bool:
         try:
-            if edit.subject is None and self.editor.method.traits.needs_subject:
-                raise EditError(what=f"{self.config.method} needs a subject and there is none", fix="add the subject")
-            self.lm.encode(edit.prompt, edit.target_new, subject=edit.subject)
-            for prompt, answer in self.evaluator.probes(edit):
-                self.lm.encode(prompt, answer)
+            self.editor.check(edit)
+            self.evaluator.check(edit)
         except EvereditError as error:
             self._reject(edit, line, error.what, error.fix)
             return False

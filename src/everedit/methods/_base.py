@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from everedit.edit import Edit
 from everedit.engine.bench import Workbench
+from everedit.engine.rows import prompt_rows
 from everedit.engine.state import State
 from everedit.engine.target import Target
 from everedit.errors import EditError
@@ -68,6 +69,16 @@ class Method(ABC):
             layout.require_decoder_only(self.name)
         if self.traits.writes_mlp_values:
             layout.require_mlp_in_residual(self.name)
+
+    def prefixes(self, bench: Workbench) -> list[str]:
+        """Return the texts behind which an edit's prompt is read, the empty one first."""
+        return [""]
+
+    def check_edit(self, bench: Workbench, edit: Edit) -> None:
+        """Raise an error if the edit lacks the subject that the method needs, or the model's context is too short."""
+        bench.lm.encode(edit.prompt, edit.target_new)
+        if self.traits.needs_subject:
+            prompt_rows(bench.lm, edit, self.prefixes(bench), target=True)
 
     @abstractmethod
     def layers(self) -> tuple[int, ...]:

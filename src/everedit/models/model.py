@@ -10,7 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from everedit.errors import ModelError, TokenError
 from everedit.models.hooks import capture, stopping_at
@@ -130,7 +136,7 @@ class LanguageModel:
         """Continue each prompt and return the new text alone, special tokens left out.
 
         Greedy without ``top_k``; with it, sampled from the ``top_k`` most probable tokens (0: from all) with
-        ``seed``, and the process's own random state stays as it was. Rows end at the tokenizer's EOS or at any
+        ``seed`` (0 if None); the process's own random state is not used. Rows end at the tokenizer's EOS or at any
         of ``stop_ids``.
         """
         rows = [encode(self.tokenizer, prompt).ids or (self._start_id(),) for prompt in prompts]
@@ -175,16 +181,14 @@ class LanguageModel:
         config = GenerationConfig(
             max_new_tokens=max_new_tokens,
             min_new_tokens=min_new_tokens,
-            do_sample=top_k is not None,
+            do_sample=False,
             eos_token_id=ends or None,
             pad_token_id=self.pad_id,
-            **({"top_k": top_k} if top_k is not None else {}),
         )
-        devices = [self.device] if self.device.type != "cpu" else []
-        with torch.random.fork_rng(devices=devices, enabled=top_k is not None):
-            if seed is not None and top_k is not None:
-                torch.manual_seed(seed)
-            out = self.model.generate(input_ids=batch.ids, attention_mask=batch.mask, generation_config=config)
+        sampler = LogitsProcessorList([] if top_k is None else [_Sampler(top_k, seed or 0)])
+        out = self.model.generate(
+            input_ids=batch.ids, attention_mask=batch.mask, generation_config=config, logits_processor=sampler
+        )
         fresh = out[:, batch.ids.shape[1] :].tolist()
         return [_cut(row, set(ends)) for row in fresh]
 
@@ -214,3 +218,24 @@ class LanguageModel:
 def _cut(row: list[int], ends: set[int]) -> list[int]:
     stop = next((index for index, token in enumerate(row) if token in ends), len(row) - 1)
     return row[: stop + 1]
+
+
+class _Sampler(LogitsProcessor):
+    """Draws each row's token by inverse transform and leaves it as the only one for the greedy choice.
+
+    ``torch.multinomial`` draws a random number for every entry of the vocabulary; this draws one a row, from a
+    generator of its own.
+    """
+
+    def __init__(self, top_k: int, seed: int) -> None:
+        self._top_k = top_k
+        self._random = torch.Generator().manual_seed(seed)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        ranked, tokens = scores.topk(self._top_k) if self._top_k else (scores, None)
+        mass = ranked.float().softmax(-1).cumsum(-1)
+        draw = torch.rand(len(scores), 1, generator=self._random).to(mass.device) * mass[:, -1:]
+        chosen = torch.searchsorted(mass, draw, right=True).clamp_max(mass.shape[-1] - 1)
+        if tokens is not None:
+            chosen = tokens.gather(-1, chosen)
+        return torch.full_like(scores, float("-inf")).scatter(-1, chosen, 0.0)
