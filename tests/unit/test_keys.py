@@ -24,7 +24,7 @@ PREFIXES = ["", facts.PREFIXES[0], facts.PREFIXES[1] + facts.PREFIXES[7] + facts
 EDITS = [edit_of(facts.facts()[index]) for index in (0, 40, 81, 97, 11)]
 LAYERS = (0, 2, 3)
 
-with_small_batches = pytest.mark.parametrize("budget", [4096, 40], ids=["one batch", "many batches"])
+with_small_batches = pytest.mark.parametrize("budget", [4096, 40], ids=["one batch", "many batches"], indirect=True)
 
 
 @pytest.fixture
@@ -76,6 +76,7 @@ def _close(found: Tensor, expected: Tensor) -> None:
 @pytest.mark.parametrize("family", DECODERS)
 def test_subject_keys(family: str, budget: int) -> None:
     lm = shared(family)
+    assert (len(LayerWalk(lm, EDITS, PREFIXES, 3)._parts) > 1) is (budget == 40)
     with _untouched(lm):
         for layer in LAYERS:
             keys = subject_keys(lm, EDITS, PREFIXES, layer)
