@@ -1,0 +1,453 @@
+"""A run explains itself, sets bad records aside, and goes on after any interruption as if there had been none."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from everedit import experiments
+from everedit.cache import file_sha256
+from everedit.engine import moments, target
+from everedit.errors import EditError, EvereditError, RunFolderError
+from everedit.evaluation import PROTOCOLS
+from everedit.experiments import RunConfig
+from everedit.experiments.run import Silent, make_editor
+from everedit.methods.memit import Memit
+from everedit.models import load_model
+from everedit.patch import load_tensors
+from tests.support.editing import home_town
+from tests.support.running import MARKS, N_EDITS, records, rows_of, run_config, write_records
+
+METRICS = {"reliability", "generalization", "locality", "portability"}
+TOKENS = "teacher-forced/token-accuracy@1"
+TIMES = {"seconds", "memory_mb", "peak_memory_mb", "seconds_per_edit"}
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_records(tmp_path_factory.mktemp("data") / "edits.jsonl", records(N_EDITS))
+
+
+Whole = tuple[RunConfig, Path, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, corpus_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """A run from beginning to end: its config, its folder and its summary."""
+    out, config = tmp_path_factory.mktemp("runs") / "whole", run_config(data, corpus_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EVEREDIT_CACHE", str(tmp_path_factory.mktemp("own")))
+        return config, out, experiments.start(config, out, command="everedit run …")
+
+
+def without_times(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: without_times(held) for key, held in value.items() if key not in TIMES}
+    return [without_times(held) for held in value] if isinstance(value, list) else value
+
+
+def same_results(one: Path, other: Path) -> None:
+    """Both folders hold the same numbers, texts and final weights."""
+    assert without_times(rows_of(one)) == without_times(rows_of(other))
+    assert rows_of(one, "samples.jsonl") == rows_of(other, "samples.jsonl")
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (one, other)]
+    assert without_times(summaries[0]) == without_times(summaries[1])
+    (tensors, info), (others, other_info) = (load_tensors(folder / "state.safetensors") for folder in (one, other))
+    assert info == other_info
+    assert tensors.keys() == others.keys()
+    assert any(name.startswith("weights|") for name in tensors)
+    assert all(torch.equal(tensor, others[name]) for name, tensor in tensors.items())
+
+
+# --------------------------------------------------------------------------- what a run leaves
+
+
+def test_the_folder_explains_itself(whole: Whole, data: Path) -> None:
+    config, out, _ = whole
+    files = {path.name for path in out.iterdir()}
+    assert files == {
+        "config.json", "edits.jsonl", "base.json", "quarantine.jsonl", "metrics.jsonl", "samples.jsonl",
+        "state.safetensors", "summary.json",
+    }  # fmt: skip
+    told = json.loads((out / "config.json").read_text())
+    assert (told["method"], told["policy"], told["seed"], told["edits"]) == ("memit", "simie", 0, N_EDITS)
+    assert told["data"]["sha256"] == file_sha256(data)
+    assert told["model"]["family"] == "gpt2"
+    assert len(told["model"]["fingerprint"]) == 64
+    assert told["protocols"] == list(PROTOCOLS)
+    assert set(told["versions"]) == {"everedit", "torch", "transformers", "python"}
+    assert told["settings"]["method"]["layers"] == [0, 1]
+    assert told["settings"]["policy"]["lam"] == 1.0
+    assert told["checkpoints"] == [*MARKS, N_EDITS]
+    assert told["command"] == "everedit run …"
+    assert "sha256" in told["statistics"]
+    assert RunConfig.model_validate(told["run"]).model_dump(mode="json") == config.model_dump(mode="json")
+
+
+def test_there_is_a_row_for_each_edit_and_each_checkpoint(whole: Whole) -> None:
+    rows = rows_of(whole[1])
+    assert [(row["kind"], row["n"]) for row in rows] == [
+        ("edit", 1), ("checkpoint", 1), ("edit", 2), ("edit", 3), ("checkpoint", 3), ("edit", 4), ("edit", 5),
+        ("checkpoint", 5),
+    ]  # fmt: skip
+    edits = [row for row in rows if row["kind"] == "edit"]
+    assert [row["edit_id"] for row in edits] == [home_town(person).id for person in range(N_EDITS)]
+    for row in edits:
+        assert {"target", "keys", "solve", "policy", "score"} <= row["seconds"].keys()
+        assert row["update_norm"] > 0
+        assert row["memory_mb"] > 10
+        for when in ("before", "immediate"):
+            assert row[when].keys() == PROTOCOLS.keys()
+            assert all(scores.keys() == METRICS for scores in row[when].values())
+    assert all(row["before"][TOKENS]["reliability"] < 1 for row in edits)
+    assert sum(row["immediate"][TOKENS]["reliability"] for row in edits) > sum(
+        row["before"][TOKENS]["reliability"] for row in edits
+    )
+
+
+def test_the_summary_holds_every_number_asked_for(whole: Whole) -> None:
+    _, out, summary = whole
+    assert summary == json.loads((out / "summary.json").read_text())
+    assert summary["protocols"].keys() == PROTOCOLS.keys()
+    for scores in summary["protocols"].values():
+        assert scores["unedited"].keys() == METRICS
+        assert scores["unedited"]["locality"] == 1.0
+        assert scores["checkpoints"].keys() == {"1", "3", "5"}
+        for mark in scores["checkpoints"].values():
+            assert mark.keys() == {"immediate", "retained", "final"}
+            assert all(row.keys() == METRICS for row in mark.values())
+    assert {"target", "keys", "solve", "policy", "score", "total"} <= summary["seconds_per_edit"].keys()
+    phases = [value for phase, value in summary["seconds_per_edit"].items() if phase != "total"]
+    assert summary["seconds_per_edit"]["total"] == pytest.approx(sum(phases))
+    assert summary["peak_memory_mb"] > 50
+    assert (summary["edits"], summary["quarantined"]) == (N_EDITS, 0)
+
+
+def test_the_summary_is_made_of_the_rows(whole: Whole) -> None:
+    _, out, summary = whole
+    rows = rows_of(out)
+    immediate = [row["immediate"][TOKENS]["reliability"] for row in rows if row["kind"] == "edit"]
+    marks = summary["protocols"][TOKENS]["checkpoints"]
+    for n in (1, 3, 5):
+        assert marks[str(n)]["immediate"]["reliability"] == pytest.approx(sum(immediate[:n]) / n)
+        retained = next(row for row in rows if row["kind"] == "checkpoint" and row["n"] == n)["retained"]
+        assert marks[str(n)]["retained"] == retained[TOKENS]
+    # After the first edit there is nothing to forget; at the end "retained" and "final" are one thing.
+    assert marks["1"]["immediate"] == marks["1"]["retained"]
+    assert marks["5"]["retained"] == marks["5"]["final"]
+
+
+def test_samples_hold_both_models_raw_texts(whole: Whole) -> None:
+    samples = rows_of(whole[1], "samples.jsonl")
+    kinds = [sample["kind"] for sample in samples]
+    assert [kinds.count(kind) for kind in ("rewrite", "rephrase", "locality", "portability")] == [5, 5, 10, 5]
+    assert all({"edit_id", "prompt", "target", "base_text", "edited_text"} <= sample.keys() for sample in samples)
+    assert any(sample["base_text"] != sample["edited_text"] for sample in samples)
+
+
+def test_the_same_run_again_gives_the_same_numbers(whole: Whole, tmp_path: Path) -> None:
+    experiments.start(whole[0], tmp_path / "again")
+    same_results(whole[1], tmp_path / "again")
+
+
+# --------------------------------------------------------------------------- interruptions
+
+KILLED = """
+import os, signal, sys, torch
+from pathlib import Path
+torch.set_num_threads(1)
+from everedit import experiments
+from everedit.experiments.folder import RunFolder
+from everedit.experiments import RunConfig
+config, out, moment = RunConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+append, save = RunFolder.append, RunFolder.save_state
+def cut_row(self, row):
+    if moment == "half a row" and row["n"] == 3:
+        with (self.path / "metrics.jsonl").open("a") as stream:
+            stream.write('{"kind": "edit", "n": 3, "sec')
+        die()
+    append(self, row)
+def cut_state(self, state, edits):
+    if moment == "row without state" and edits == 3:
+        die()
+    save(self, state, edits)
+RunFolder.append, RunFolder.save_state = cut_row, cut_state
+class Marks:
+    def stage(self, text, total=None): pass
+    def step(self, done, note=""):
+        if moment == "from outside" and done >= 2 and note:
+            (out / "marker").touch()
+            while True: signal.pause()
+experiments.start(config, out, reporter=Marks())
+"""
+
+
+def interrupted_child(config: RunConfig, out: Path, moment: str) -> int:
+    """Run in a process of its own that is killed, by itself at a chosen moment or by us; return its exit status."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", KILLED, config.model_dump_json(), str(out), moment],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        if moment == "from outside":
+            end = time.monotonic() + 60
+            while not (out / "marker").exists() and child.poll() is None and time.monotonic() < end:
+                time.sleep(0.05)
+            (out / "marker").unlink()
+            child.kill()
+        said = child.communicate(timeout=90)[1]
+    finally:
+        child.kill()
+    assert child.returncode == -signal.SIGKILL, said
+    return child.returncode
+
+
+class Counting:
+    """Counts how many edits a method makes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.made: list[str] = []
+        fit = Memit.fit
+
+        def counted(method: Memit, bench: Any, edits: Any, *rest: Any) -> Any:
+            self.made += [edit.id for edit in edits]
+            return fit(method, bench, edits, *rest)
+
+        monkeypatch.setattr(Memit, "fit", counted)
+
+
+@pytest.mark.parametrize(("moment", "finished"), [("half a row", 2), ("row without state", 2), ("from outside", 2)])
+def test_a_killed_run_resumes_to_the_same_end(
+    whole: Whole, moment: str, finished: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, out = whole[0], tmp_path / "killed"
+    interrupted_child(config, out, moment)
+    kept = [line for line in (out / "metrics.jsonl").read_text().split("\n") if line]
+    assert not (out / "summary.json").exists()
+    counting = Counting(monkeypatch)
+    summary = experiments.resume(out)
+    same_results(whole[1], out)
+    assert without_times(summary) == without_times(whole[2])
+    assert counting.made == [home_town(person).id for person in range(finished, N_EDITS)]
+    # The rows of finished edits, with the times they took, are the very ones from before.
+    done = finished + 1  # the checkpoint after the first edit has a row, too
+    assert (out / "metrics.jsonl").read_text().split("\n")[:done] == kept[:done]
+    assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
+
+
+class Interrupting(Silent):
+    """Sends this process an interrupt once so many edits are done."""
+
+    def __init__(self, after: int) -> None:
+        self.after, self.stages = after, []
+
+    def stage(self, text: str, total: int | None = None) -> None:
+        self.stages.append(text)
+
+    def step(self, done: int, note: str = "") -> None:
+        if self.stages[-1] == "editing" and done == self.after:
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"policy_settings": {"start": "base"}}, {"method": "rome", "policy": "accumulate"}]
+)
+@pytest.mark.parametrize("after", [0, 1, 4])
+def test_an_interrupted_run_resumes_to_the_same_end(
+    after: int, changes: dict[str, Any], data: Path, corpus_path: Path, tmp_path: Path
+) -> None:
+    config = run_config(data, corpus_path, "llama", **changes)
+    experiments.start(config, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        experiments.start(config, tmp_path / "cut", reporter=Interrupting(after))
+    rows = rows_of(tmp_path / "cut")
+    assert len([row for row in rows if row["kind"] == "edit"]) == after
+    experiments.resume(tmp_path / "cut")
+    same_results(tmp_path / "whole", tmp_path / "cut")
+    # Interrupted once more after its end, or resumed for no reason, it stays what it was.
+    experiments.resume(tmp_path / "cut")
+    same_results(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_an_interruption_before_the_first_edit_leaves_no_run(whole: Whole, tmp_path: Path) -> None:
+    class Early(Silent):
+        def stage(self, text: str, total: int | None = None) -> None:
+            if "unedited" in text:
+                signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        experiments.start(whole[0], tmp_path / "run", reporter=Early())
+    with pytest.raises(RunFolderError, match="no run to resume"):
+        experiments.resume(tmp_path / "run")
+    experiments.start(whole[0], tmp_path / "run")
+    same_results(whole[1], tmp_path / "run")
+
+
+# --------------------------------------------------------------------------- folders that will not do
+
+
+def test_a_folder_with_a_run_is_not_overwritten(whole: Whole) -> None:
+    before = {path.name: path.read_bytes() for path in whole[1].iterdir()}
+    with pytest.raises(RunFolderError, match=r"(?s)holds a run already.*--resume"):
+        experiments.start(whole[0], whole[1])
+    assert {path.name: path.read_bytes() for path in whole[1].iterdir()} == before
+
+
+def test_an_output_folder_that_cannot_be_made_is_one_clear_error(whole: Whole, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    config = whole[0].model_copy(update={"model": "/no/such/model"})  # met before the model is
+    with pytest.raises(RunFolderError, match=r"(?s)cannot be written.*choose another --out"):
+        experiments.start(config, tmp_path / "file" / "run")
+    assert (tmp_path / "file").read_text() == "not a folder"
+
+
+def test_a_damaged_run_says_what_is_damaged(whole: Whole, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        experiments.start(whole[0], out, reporter=Interrupting(2))
+    (out / "state.safetensors").write_bytes(b"nothing of the kind")
+    with pytest.raises(EvereditError, match=r"damaged.*state\.safetensors"):
+        experiments.resume(out)
+    (out / "config.json").write_text("{")
+    with pytest.raises(EvereditError, match=r"config\.json"):
+        experiments.resume(out)
+
+
+def test_a_run_does_not_go_on_with_another_model(whole: Whole, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        experiments.start(whole[0], out, reporter=Interrupting(2))
+    told = json.loads((out / "config.json").read_text())
+    told["model"]["fingerprint"] = "0" * 64
+    (out / "config.json").write_text(json.dumps(told))
+    with pytest.raises(EvereditError, match="the model has changed"):
+        experiments.resume(out)
+
+
+# --------------------------------------------------------------------------- records set aside
+
+
+def test_bad_records_are_set_aside_and_made_up_for(corpus_path: Path, tmp_path: Path) -> None:
+    good = records(4)
+    known = home_town(0).model_dump(mode="json", exclude_defaults=True)
+    lm = load_model(run_config(tmp_path, corpus_path).model, device="cpu")
+    prompt = "Mira Lanner lives in the city of"
+    known |= {"prompt": prompt, "target_new": lm.generate([prompt], max_new_tokens=1)[0].strip()}
+    bad = {
+        "is missing": {"prompt": "The home town of Mira Lanner", "subject": "Mira Lanner"},
+        "not valid JSON": '{"prompt": "The home',
+        "does not occur": {**good[0], "subject": "Nobody Here"},
+        "the same edit as on line 1": good[0],
+        "contradicts line 1": {**good[0], "target_new": "Lima"},
+        "already the model's answer": known,
+        "the edit names none": {**good[0], "prompt": "The home town of nobody", "subject": None},
+        "context holds 128": {**good[0], "prompt": "x " * 200 + good[0]["prompt"]},
+    }
+    file = write_records(tmp_path / "edits.jsonl", [good[0], *bad.values(), *good[1:]])
+    out = tmp_path / "run"
+    summary = experiments.start(run_config(file, corpus_path, edits=4), out)
+    rejected = rows_of(out, "quarantine.jsonl")
+    assert summary["quarantined"] == len(rejected) == len(bad)
+    found = {item["line"]: item for item in rejected}
+    for line, (reason, record) in enumerate(bad.items(), start=2):
+        assert reason in found[line]["reason"]
+        assert found[line]["fix"]
+        assert found[line]["record"] is not None
+        if reason == "already the model's answer":
+            assert found[line]["record"]["prompt"] == record["prompt"]  # type: ignore[index]
+    # All the good ones were edited, in their order: those set aside were made up for.
+    edited = [row["prompt"] for row in rows_of(out) if row["kind"] == "edit"]
+    assert edited == [record["prompt"] for record in good]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("tokens", [100, 108, 116, 120, 122, 124, 126, 128])
+def test_a_prompt_near_the_end_of_the_context_is_edited_or_set_aside(
+    tokens: int, family: str, corpus_path: Path, tmp_path: Path
+) -> None:
+    config = run_config(tmp_path / "edits.jsonl", corpus_path, family, edits=2)
+    lm = load_model(config.model, device="cpu")
+    good = records(1)[0]
+    long = {"prompt": good["prompt"], "subject": good["subject"], "target_new": good["target_new"]}
+    while len(lm.encode(long["prompt"]).ids) < tokens - 1:
+        long["prompt"] = f"a {long['prompt']}"
+    write_records(tmp_path / "edits.jsonl", [long, good])
+    summary = experiments.start(config, tmp_path / "run")
+    assert summary["edits"] + summary["quarantined"] == 2
+    assert rows_of(tmp_path / "run")[-1]["n"] == summary["edits"] >= 1
+    if tokens == 100:
+        assert summary["edits"] == 2
+    if tokens == 128:
+        assert "context" in rows_of(tmp_path / "run", "quarantine.jsonl")[0]["reason"]
+
+
+def test_known_and_contradicting_records_may_be_kept(corpus_path: Path, tmp_path: Path) -> None:
+    good = records(1)[0]
+    file = write_records(tmp_path / "edits.jsonl", [good, {**good, "target_new": "Lima"}])
+    config = run_config(file, corpus_path, contradictions="keep", known="keep")
+    assert experiments.start(config, tmp_path / "run")["edits"] == 2
+    assert (tmp_path / "run" / "quarantine.jsonl").read_text() == ""
+
+
+@pytest.mark.parametrize("record", ['{"prompt": "x"}', "no JSON"])
+def test_a_file_without_a_single_good_record_is_an_error(record: str, corpus_path: Path, tmp_path: Path) -> None:
+    file = write_records(tmp_path / "edits.jsonl", [record])
+    with pytest.raises(EditError, match=r"(?s)no edit that can be used.*data validate"):
+        experiments.start(run_config(file, corpus_path), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+# --------------------------------------------------------------------------- plans
+
+
+def test_a_plan_computes_nothing(
+    data: Path, corpus_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EVEREDIT_CACHE", str(tmp_path / "cache"))
+
+    def forbidden(*_: Any, **__: Any) -> Any:
+        raise AssertionError("a plan computes nothing")
+
+    monkeypatch.setattr(moments, "accumulate", forbidden)
+    monkeypatch.setattr(target, "_optimise", forbidden)
+    monkeypatch.setattr(Memit, "fit", forbidden)
+    config = run_config(data, corpus_path)
+    plan = experiments.make_plan(config, make_editor(load_model(config.model, device="cpu"), config))
+    assert (plan.method, plan.policy, plan.edits, plan.set_aside) == ("memit", "simie", N_EDITS, 0)
+    assert plan.layers == plan.statistics_missing == [0, 1]
+    assert plan.statistics_tokens == 4096
+    assert plan.checkpoints == [*MARKS, N_EDITS]
+    assert plan.protocols == list(PROTOCOLS)
+    for estimate in (plan.seconds_statistics, plan.seconds_per_edit, plan.seconds_total, plan.memory_mb):
+        assert math.isfinite(estimate)
+        assert estimate >= 0
+    assert plan.seconds_total > 0
+    assert plan.memory_mb > 0
+    assert not (tmp_path / "cache").exists()
+    assert json.loads(json.dumps(plan.as_dict()))["model"]["family"] == "gpt2"
+
+
+def test_a_plan_knows_which_statistics_are_there(whole: Whole, tmp_path: Path) -> None:
+    config = whole[0]
+    editor = make_editor(load_model(config.model, device="cpu"), config)
+    editor.prepare()
+    plan = experiments.make_plan(config, editor)
+    assert (plan.statistics_missing, plan.statistics_tokens, plan.seconds_statistics) == ([], 0, 0.0)
