@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from everedit.cache import cache_root, digest, file_sha256
@@ -39,7 +41,11 @@ class Corpus:
 
     def provenance(self) -> dict[str, Any]:
         """Return what tells this text from any other."""
-        source = {"sampled_from_the_model": self.seed} if self.path is None else {"sha256": file_sha256(self.path)}
+        if self.path is None:
+            source: dict[str, Any] = {"sampled_from_the_model": self.seed}
+        else:
+            with _readable(self.path):
+                source = {"sha256": file_sha256(self.path)}
         return {**source, "tokens": self.tokens, "window_tokens": self.window_tokens}
 
     def windows(self, lm: LanguageModel) -> Iterator[list[int]]:
@@ -63,13 +69,19 @@ class Corpus:
 
 
 def _read(lm: LanguageModel, path: Path) -> Iterator[list[int]]:
+    with _readable(path), path.open(encoding="utf-8") as stream:
+        for line in stream:
+            text = (json.loads(line)["text"] if path.suffix == ".jsonl" else line).strip()
+            if text:
+                yield lm.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Say of any failure to read a corpus that it is the corpus that cannot be read."""
     try:
-        with path.open(encoding="utf-8") as stream:
-            for line in stream:
-                text = json.loads(line)["text"] if path.suffix == ".jsonl" else line
-                if text.strip():
-                    yield lm.tokenizer(text.strip(), add_special_tokens=False, verbose=False)["input_ids"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise EditError(
             what=f"cannot read the corpus: {error!r}",
             where=str(path),
@@ -129,7 +141,7 @@ def accumulate(
     The forward stops at the deepest layer's key. Products are float32 a batch, sums float64. ``sums`` and
     ``seen`` carry on from an earlier part; ``after_batch`` sees the state after each batch.
     """
-    wanted = sorted(layers)
+    wanted = sorted(set(layers))
     modules = {layer: lm.layout.mlp_out(layer) for layer in wanted}
     size = lm.layout.inner_size
     total = sums or {layer: torch.zeros(size, size, dtype=torch.float64, device=lm.device) for layer in wanted}
@@ -168,11 +180,9 @@ class MomentStore:
     @cached_property
     def provenance(self) -> dict[str, Any]:
         """Everything that the numbers depend on, except the layer. Asked for before the first edit."""
-        backend = getattr(self.lm.tokenizer, "backend_tokenizer", None)
-        vocabulary = backend.to_str() if backend is not None else str(sorted(self.lm.tokenizer.get_vocab().items()))
         return {
             "model": self.lm.fingerprint,
-            "tokenizer": hashlib.sha256(vocabulary.encode()).hexdigest(),
+            "tokenizer": hashlib.sha256(_rules(self.lm).encode()).hexdigest(),
             "dtype": str(self.lm.dtype).removeprefix("torch."),
             "corpus": self.corpus.provenance(),
         }
@@ -184,8 +194,8 @@ class MomentStore:
         return self.root / digest(self.provenance)
 
     def missing(self, layers: Sequence[int]) -> list[int]:
-        """Return the layers that would have to be computed."""
-        return [layer for layer in layers if layer not in self._held and not self._path(layer).exists()]
+        """Return the layers that would have to be computed, in ascending order."""
+        return sorted({layer for layer in layers if layer not in self._held and not self._path(layer).exists()})
 
     def get(self, layers: Sequence[int]) -> dict[int, SecondMoment]:
         """Return the second moments of ``layers``, computing in one pass those that are not cached.
@@ -203,23 +213,25 @@ class MomentStore:
         return self.folder / f"layer_{layer:03d}.safetensors"
 
     def _load(self, layer: int) -> SecondMoment:
-        tensors, info = load_tensors(self._path(layer))
-        matrix = tensors.get("mean")
-        size = self.lm.layout.inner_size
-        whole = matrix is not None and matrix.shape == (size, size) and info.get("sha256") == _checksum(matrix)
-        if matrix is None or not whole:
+        tensors, info = self._read(self._path(layer), ["mean"])
+        return SecondMoment(layer, tensors["mean"].to(self.lm.device), int(info["tokens"]))
+
+    def _read(self, path: Path, names: list[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return a file's matrices. Raises :class:`CacheError` unless they are those that were written."""
+        tensors, info = load_tensors(path)
+        if sorted(tensors) != sorted(names) or info.get("sha256") != _checksum(*(tensors[name] for name in names)):
             raise CacheError(
                 what="these cached second moments are damaged",
-                where=str(self._path(layer)),
-                fix=f"delete the file and run again: rm '{self._path(layer)}'",
+                where=str(path),
+                fix=f"delete the file and run again: rm '{path}'",
             )
-        return SecondMoment(layer, matrix.to(self.lm.device), int(info["tokens"]))
+        return tensors, info
 
     def _compute(self, layers: list[int]) -> None:
         partial = self.folder / f"partial_{digest(layers, 8)}.safetensors"
         sums, seen, batches = None, 0, 0
         if partial.exists():
-            tensors, info = load_tensors(partial)
+            tensors, info = self._read(partial, [str(layer) for layer in layers])
             sums = {layer: tensors[str(layer)].to(self.lm.device) for layer in layers}
             seen, batches = int(info["tokens"]), int(info["batches"])
         rows = 8
@@ -232,8 +244,8 @@ class MomentStore:
             nonlocal done
             done += 1
             if done % self.save_every == 0:
-                state = {str(layer): matrix for layer, matrix in total.items()}
-                save_tensors(partial, state, {"tokens": tokens, "batches": done})
+                state = {str(layer): total[layer] for layer in layers}
+                save_tensors(partial, state, {"tokens": tokens, "batches": done, "sha256": _checksum(*state.values())})
             if self.progress:
                 self.progress(tokens, self.corpus.tokens)
 
@@ -255,8 +267,22 @@ class MomentStore:
         partial.unlink(missing_ok=True)
 
 
-def _checksum(matrix: Tensor) -> str:
-    return hashlib.sha256(matrix.cpu().contiguous().numpy().tobytes()).hexdigest()
+def _rules(lm: LanguageModel) -> str:
+    """What a tokenizer does to a text: all of its settings but the padding and cutting of the latest call."""
+    backend = getattr(lm.tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return str(sorted(lm.tokenizer.get_vocab().items()))
+    copy = Tokenizer.from_str(backend.to_str())
+    copy.no_padding()
+    copy.no_truncation()
+    return copy.to_str()
+
+
+def _checksum(*matrices: Tensor) -> str:
+    hasher = hashlib.sha256()
+    for matrix in matrices:
+        hasher.update(matrix.cpu().contiguous().numpy().tobytes())
+    return hasher.hexdigest()
 
 
 def describe_cached(root: Path, open_file: Callable[..., Any]) -> list[dict[str, Any]]:
