@@ -26,15 +26,20 @@ class Factor:
     def of(cls, matrix: Tensor, ridge: float = 0.0) -> Factor:
         """Factorise ``matrix + ridge * mean(diag) * I`` in float64.
 
-        Raises :class:`NumericalError` if it is not positive definite.
+        Raises :class:`NumericalError` if it is not finite or not positive definite.
         """
         square = matrix.double()
         if ridge:
             square = square + ridge * square.diagonal().mean() * torch.eye(
                 len(square), dtype=square.dtype, device=square.device
             )
+        if not bool(torch.isfinite(square).all()):
+            raise NumericalError(
+                what="the system holds values that are not finite; nothing was written",
+                fix="look at what goes into it: keys, targets or second moments are damaged",
+            )
         lower, failed = torch.linalg.cholesky_ex(square)
-        if int(failed) or not bool(torch.isfinite(lower).all()):
+        if int(failed):
             raise NumericalError(
                 what="the system is not positive definite, so it has no stable solution",
                 fix="gather the second moments over more tokens than the layer is wide, or raise the ridge",

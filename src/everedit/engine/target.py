@@ -8,7 +8,7 @@ positions that are scored (rome.md, cost; the plain form is the oracle in tests/
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +36,11 @@ class TargetConfig(BaseModel):
     clamp: float = Field(4.0, gt=0, description="most ||delta|| as a multiple of ||origin||")
     kl: float = Field(0.0625, ge=0, description="weight of KL(P_delta || P_0) on '{subject} is a'")
     stop_loss: float = Field(0.05, ge=0, description="an edit stops when its total loss is below this")
+
+    @classmethod
+    def merged(cls, published: Mapping[str, float], given: TargetConfig | None) -> TargetConfig:
+        """Return the published settings of a family with those that a user gave on top."""
+        return cls.model_validate({**published, **(given.model_dump(exclude_unset=True) if given else {})})
 
 
 @dataclass(frozen=True)

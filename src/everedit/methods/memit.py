@@ -63,7 +63,7 @@ class MemitConfig(MethodConfig):
             update={
                 "layers": check_layers(layers if self.layers is None else self.layers, depth),
                 "moment_weight": self.moment_weight or weight,
-                "target": self.target or TargetConfig.model_validate({**published, **steps}),
+                "target": TargetConfig.merged({**published, **steps}, self.target),
             }
         )
 

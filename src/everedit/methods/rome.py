@@ -59,10 +59,12 @@ class RomeConfig(MethodConfig):
         layer = _LAYERS.get((family, layout.n_layers), at_depth(fraction, layout.n_layers))
         layer = _SEARCHED.get((family, layout.n_layers, layout.hidden_size), layer)
         published = {"steps": 20, "weight_decay": 0.5} if family in _GPT_LIKE else {}
+        if (family, layout.n_layers) == ("gpt2", 24):
+            published["clamp"] = 3
         return self.model_copy(
             update={
                 "layer": check_layers((layer if self.layer is None else self.layer,), layout.n_layers)[0],
-                "target": self.target or TargetConfig.model_validate(published),
+                "target": TargetConfig.merged(published, self.target),
             }
         )
 
