@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from everedit.engine import moments
-from everedit.engine.moments import Corpus, MomentStore, accumulate
+from everedit.engine.moments import Corpus, MomentStore, accumulate, describe_cached
 from everedit.errors import CacheError, EditError, NumericalError
 from everedit.models import LanguageModel, load_model
 from tests.support import facts, tiny
@@ -324,3 +325,16 @@ def test_a_cache_that_cannot_be_written(corpus: Corpus, tmp_path: Path) -> None:
         MomentStore(shared("gpt2"), corpus, root=tmp_path / "file" / "moments").get(LAYERS)
     assert caught.value.fix
     assert (tmp_path / "file").read_text() == "not a folder"
+
+
+def test_what_is_cached_is_listed_and_what_is_damaged_is_said(corpus: Corpus, tmp_path: Path) -> None:
+    lm = shared("gpt2")
+    store = MomentStore(lm, corpus, root=tmp_path)
+    store.get(LAYERS)
+    expected = {"folder": store.folder.name, "model": lm.fingerprint[:12], "layers": [0, 2], "tokens": 600}
+    assert describe_cached(tmp_path, safe_open) == [{**expected, "text": store.provenance["corpus"]["sha256"][:12]}]
+    (store.folder / "layer_000.safetensors").write_bytes(b"junk")
+    (row,) = describe_cached(tmp_path, safe_open)
+    assert row["folder"] == store.folder.name
+    assert row["text"].startswith("damaged: delete")
+    assert describe_cached(tmp_path / "nowhere", safe_open) == []

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -292,16 +293,17 @@ def describe_cached(root: Path, open_file: Callable[..., Any]) -> list[dict[str,
         files = sorted(folder.glob("layer_*.safetensors"))
         if not files:
             continue
-        with open_file(files[0], framework="pt") as file:
-            info = json.loads(file.metadata()["info"])
-        text = info["corpus"]
-        found.append(
-            {
-                "folder": folder.name,
+        row = {"folder": folder.name, "layers": [int(file.stem.removeprefix("layer_")) for file in files]}
+        try:
+            with open_file(files[0], framework="pt") as file:
+                info = json.loads(file.metadata()["info"])
+            text = info["corpus"]
+            row |= {
                 "model": info["model"][:12],
-                "layers": [int(file.stem.removeprefix("layer_")) for file in files],
                 "tokens": info["tokens"],
                 "text": text["sha256"][:12] if "sha256" in text else "sampled from the model",
             }
-        )
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+            row |= {"model": "?", "tokens": 0, "text": f"damaged: delete {folder}"}
+        found.append(row)
     return found

@@ -96,7 +96,7 @@ def _seconds_per_edit(editor: Editor, edits: list[Any], rate: float) -> float:
     target = getattr(config, "target", None)
     if target is None or not edits:
         return 0.0
-    lm, rows = editor.lm, 1 + sum(count for _, count in getattr(config, "contexts", ()))
+    lm, rows = editor.lm, 1 + sum(count for _, count in getattr(config, "contexts", None) or ())
     above = 1 - (max(editor.method.layers()) + 1) / lm.layout.n_layers
     tails, fulls = [], []
     for edit in edits:

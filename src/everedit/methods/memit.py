@@ -34,8 +34,10 @@ _LAYERS = {
     ("llama", 28): (4, 8),
 }
 # Searched for models too small for any published setting, on records that no table uses (docs/results/settings.md);
-# by family, number of layers and hidden size: layers and moment weight.
-_SEARCHED = {("llama", 30, 576): ((14, 15, 16), 50.0)}
+# by family, number of layers and hidden size: layers, moment weight, value optimisation.
+_SEARCHED: dict[tuple[str, int, int], tuple[tuple[int, ...], float, dict[str, float]]] = {
+    ("llama", 30, 576): ((14, 15, 16), 50.0, {"lr": 1.0, "steps": 40})  # SmolLM2-135M
+}
 _GPT_LIKE = ("gpt2", "gptj", "gpt_neo", "gpt_neox", "opt")
 _STARTS = ("The", "Therefore", "Because", "I", "You")
 
@@ -55,15 +57,16 @@ class MemitConfig(MethodConfig):
         first, last = _LAYERS.get((family, depth), (at_depth(1 / 8, depth), at_depth(1 / 4, depth)))
         if family == "gpt2" and (family, depth) not in _LAYERS:
             first, last = at_depth(0.27, depth), at_depth(0.35, depth)
-        layers, weight = tuple(range(first, last + 1)), 20_000.0 if family in ("gpt2", "gpt_neox") else 15_000.0
-        layers, weight = _SEARCHED.get((family, depth, layout.hidden_size), (layers, weight))
-        published = {"weight_decay": 0.5, "clamp": 0.75} if family in _GPT_LIKE else {}
-        steps = {"steps": 20} if family in ("gpt2", "gpt_neox") else {}
+        weight = 20_000.0 if family in ("gpt2", "gpt_neox") else 15_000.0
+        target = {"weight_decay": 0.5, "clamp": 0.75} if family in _GPT_LIKE else {}
+        target |= {"steps": 20} if family in ("gpt2", "gpt_neox") else {}
+        published = tuple(range(first, last + 1)), weight, target
+        layers, weight, target = _SEARCHED.get((family, depth, layout.hidden_size), published)
         return self.model_copy(
             update={
                 "layers": check_layers(layers if self.layers is None else self.layers, depth),
                 "moment_weight": self.moment_weight or weight,
-                "target": TargetConfig.merged({**published, **steps}, self.target),
+                "target": TargetConfig.merged(target, self.target),
             }
         )
 

