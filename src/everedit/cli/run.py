@@ -41,7 +41,7 @@ def run(
     if resume:
         execute(None, out, json=json)
         return
-    marks = [int(mark) for mark in checkpoints.split(",")] if checkpoints else None
+    marks = checkpoints.split(",") if checkpoints else None
     flags: dict[str, Any] = {
         "model": model, "method": method, "policy": policy, "data": data, "data_path": data_path, "edits": edits,
         "checkpoints": marks, "seed": seed, "device": device,

@@ -47,7 +47,8 @@ def load_model(
             where=str(source),
             fix="put the tokenizer's files (tokenizer.json, tokenizer_config.json) into the model's folder",
         ) from error
-    if not len(tokenizer):
+    # Without its files, transformers makes many a tokenizer that knows special tokens alone.
+    if not tokenizer.decode(tokenizer("a").input_ids, skip_special_tokens=True).strip():
         raise ModelError(
             what="the model's tokenizer is empty",
             where=str(source),
