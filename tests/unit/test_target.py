@@ -65,8 +65,8 @@ def test_equals_the_plain_form_alone_and_in_a_batch(family: str, site: str) -> N
 
 
 @pytest.mark.parametrize("site", SITES)
-@pytest.mark.parametrize("layer", [0, 2, 3])
-@pytest.mark.parametrize("family", ["gpt2", "gptj", "opt", "mistral", "gemma2"])
+@pytest.mark.parametrize("layer", [0, 3])
+@pytest.mark.parametrize("family", ["gpt2", "gptj", "opt", "gemma2"])
 def test_every_layer(family: str, layer: int, site: str) -> None:
     """Behind the last block nothing is left to run but the final norm, and only a subject at the end is of use."""
     lm = shared(family)

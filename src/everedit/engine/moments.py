@@ -293,7 +293,10 @@ def describe_cached(root: Path, open_file: Callable[..., Any]) -> list[dict[str,
         files = sorted(folder.glob("layer_*.safetensors"))
         if not files:
             continue
-        row = {"folder": folder.name, "layers": [int(file.stem.removeprefix("layer_")) for file in files]}
+        row: dict[str, Any] = {
+            "folder": folder.name,
+            "layers": [int(file.stem.removeprefix("layer_")) for file in files],
+        }
         try:
             with open_file(files[0], framework="pt") as file:
                 info = json.loads(file.metadata()["info"])
