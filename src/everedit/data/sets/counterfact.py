@@ -10,7 +10,7 @@ TITLE = "CounterFact in EasyEdit's reduced form (prompt, target_new, rephrase_pr
 def convert(record: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of an edit."""
     fields: dict[str, Any] = {
-        "record": record.get("id"),
+        "record": str(record["id"]) if "id" in record else None,
         **{name: record.get(name) for name in ("prompt", "target_new", "subject", "ground_truth")},
         "rephrase": [record["rephrase_prompt"]] if record.get("rephrase_prompt") else [],
     }

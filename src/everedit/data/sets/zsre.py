@@ -10,7 +10,7 @@ TITLE = "ZsRE in EasyEdit's form (src, alt, rephrase, loc, portability)"
 def convert(record: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of an edit whose target is ``alt``."""
     fields: dict[str, Any] = {
-        "record": record.get("id"),
+        "record": str(record["id"]) if "id" in record else None,
         "prompt": record.get("src"),
         "target_new": record.get("alt"),
         "subject": record.get("subject"),
