@@ -177,7 +177,7 @@ def build_lanes(
     kept = [_Row(row.ids[: row.subject_last + 1], row, edit, False, True) for edit, row in enumerate(essence)]
     if kept and len(rows) <= _MERGE_UP_TO:
         return [_lane(lm, scored + kept, len(rows[0]), layer, site)]
-    busy = _ENOUGH_TOKENS if lm.device.type == "cpu" else _ENOUGH_TOKENS_ON_ACCELERATOR
+    busy = _ENOUGH_TOKENS_ON_ACCELERATOR if lm.on_accelerator else _ENOUGH_TOKENS
     groups = [*_by_tail(scored, busy), *([kept] if kept else [])]
     return [_lane(lm, group, len(rows[0]), layer, site) for group in groups]
 

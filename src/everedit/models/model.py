@@ -56,6 +56,11 @@ class LanguageModel:
         return self.model.get_input_embeddings().weight.device
 
     @property
+    def on_accelerator(self) -> bool:
+        """Whether the model computes on a device made for it, which wants larger batches than a CPU."""
+        return self.device.type != "cpu"
+
+    @property
     def dtype(self) -> torch.dtype:
         """The dtype of the weights."""
         return self.model.dtype
