@@ -1,0 +1,1 @@
+"""What Everedit claims about speed, memory and quality, measured: ``make bench`` and ``make results``."""

@@ -1,0 +1,47 @@
+"""``python -m benchmarks [speed|memory ...]``: measure, print a table, and fail where a promise is not kept."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from benchmarks import memory, speed, table
+from everedit.data import load_edits
+from everedit.models import load_model
+
+PARTS = ("values", "moments", "evaluation", "memory")
+
+
+def own_text(folder: Path) -> Path:
+    """A text of our own sentences, so that the benchmark needs nothing from outside."""
+    edits = load_edits("worldfacts").edits
+    lines = [f"{prompt} {edit.ground_truth}." for edit in edits for prompt in (edit.prompt, *edit.rephrase)]
+    file = folder / "text.txt"
+    file.write_text("\n\n".join(lines * 2), encoding="utf-8")
+    return file
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", default=list(PARTS), help=f"some of {', '.join(PARTS)}; all by default")
+    parser.add_argument("--model", default="smollm2-135m")
+    options = parser.parse_args()
+    lm = load_model(options.model, dtype="float32")
+    rows: list[table.Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        text = own_text(Path(folder))
+        if "values" in options.parts:
+            rows += speed.value_optimisation(lm)
+        if "moments" in options.parts:
+            rows += speed.second_moments(lm, text)
+        if "evaluation" in options.parts:
+            rows += speed.evaluation(lm)
+    if "memory" in options.parts:
+        rows += memory.run_of_fifty(lm)
+    table.show(rows)
+    raise SystemExit(any(row.ratio < row.bar for row in rows))
+
+
+if __name__ == "__main__":
+    main()
