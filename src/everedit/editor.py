@@ -16,7 +16,7 @@ from everedit.engine.moments import Corpus, MomentStore
 from everedit.engine.state import State
 from everedit.engine.target import Target
 from everedit.engine.weights import EditedWeights, Snapshot
-from everedit.errors import EditError, NotApplicable
+from everedit.errors import EditError, EvereditError, NotApplicable
 from everedit.evaluation import EditScores, Evaluator
 from everedit.methods import Method, method_class, validated
 from everedit.models import LanguageModel, load_model
@@ -186,7 +186,14 @@ class Editor:
     def _prefetch(self, edits: Sequence[Edit]) -> None:
         self.prepare()
         with self._weights.detached():
-            targets = self.method.targets(self.bench, edits)
+            try:
+                targets = self.method.targets(self.bench, edits)
+            except EvereditError:
+                if len(edits) == 1:
+                    raise
+                # One that cannot be made must not take the others with it.
+                edits = edits[:1]
+                targets = self.method.targets(self.bench, edits)
         self._pending.update({edit.id: target for edit, target in zip(edits, targets, strict=False)})
 
     def _commit(self, edits: Sequence[Edit]) -> Commit:

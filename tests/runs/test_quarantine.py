@@ -11,7 +11,7 @@ import pytest
 
 from everedit import experiments
 from everedit.engine import moments, target
-from everedit.errors import EditError
+from everedit.errors import EditError, NumericalError
 from everedit.evaluation import PROTOCOLS
 from everedit.experiments.run import make_editor
 from everedit.methods.memit import Memit
@@ -77,6 +77,47 @@ def test_a_prompt_near_the_end_of_the_context_is_edited_or_set_aside(
         assert summary["edits"] == 2
     if tokens == 128:
         assert "context" in rows_of(tmp_path / "run", "quarantine.jsonl")[0]["reason"]
+
+
+@pytest.mark.parametrize("start", ["current", "base"])
+@pytest.mark.parametrize("failing", [(1,), (3,), (0, 3)])
+def test_an_edit_that_fails_in_the_middle_is_set_aside_and_the_rest_goes_on(
+    failing: tuple[int, ...], start: str, corpus_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen, optimise = records(4), Memit.targets
+    bad = {chosen[index]["prompt"] for index in failing}
+
+    def targets(self: Memit, bench: Any, edits: Any) -> Any:
+        if any(edit.prompt in bad for edit in edits):
+            raise NumericalError(what="the loss is not finite", fix="lower it")
+        return optimise(self, bench, edits)
+
+    settings = {"policy_settings": {"start": start}, "checkpoints": (2,)}
+    file = write_records(tmp_path / "edits.jsonl", chosen)
+    sound = write_records(tmp_path / "sound.jsonl", [record for record in chosen if record["prompt"] not in bad])
+    expected = experiments.start(run_config(sound, corpus_path, **settings), tmp_path / "sound")
+    monkeypatch.setattr(Memit, "targets", targets)
+    found = experiments.start(run_config(file, corpus_path, **settings), tmp_path / "run")
+    assert found["quarantined"] == len(failing)
+    assert [row["line"] for row in rows_of(tmp_path / "run", "quarantine.jsonl")] == [index + 1 for index in failing]
+    assert found["protocols"] == expected["protocols"]
+    kinds = [[(row["kind"], row["n"]) for row in rows_of(tmp_path / name)] for name in ("run", "sound")]
+    assert kinds[0] == kinds[1]
+    # Resumed at its end, the run is what it was.
+    assert experiments.resume(tmp_path / "run")["protocols"] == expected["protocols"]
+
+
+def test_a_run_of_failing_edits_only_is_one_error(
+    corpus_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def targets(*_: Any) -> Any:
+        raise NumericalError(what="the loss is not finite", fix="lower it")
+
+    monkeypatch.setattr(Memit, "targets", targets)
+    file = write_records(tmp_path / "edits.jsonl", records(2))
+    with pytest.raises(EditError, match="none of the edits could be made"):
+        experiments.start(run_config(file, corpus_path), tmp_path / "run")
+    assert len(rows_of(tmp_path / "run", "quarantine.jsonl")) == 2
 
 
 def test_known_and_contradicting_records_may_be_kept(corpus_path: Path, tmp_path: Path) -> None:

@@ -76,10 +76,10 @@ class RunFolder:
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row, ensure_ascii=False) + "\n")
 
-    def rows(self) -> list[dict[str, Any]]:
-        """Return the whole rows of ``metrics.jsonl``; a last line cut off by an interruption does not count."""
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        """Return the whole rows of a JSONL file; a last line cut off by an interruption does not count."""
         rows = []
-        for line in (self.path / "metrics.jsonl").read_text(encoding="utf-8").split("\n"):
+        for line in (self.path / name).read_text(encoding="utf-8").split("\n"):
             try:
                 rows.append(json.loads(line))
             except ValueError:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -21,7 +20,7 @@ from everedit.data import Loaded, Rejected, load_edits
 from everedit.edit import Edit
 from everedit.editor import Commit, Editor
 from everedit.engine.moments import Corpus
-from everedit.errors import EditError, EvereditError
+from everedit.errors import EditError, EvereditError, NumericalError, TokenError
 from everedit.evaluation import Baseline, EditScores, Evaluator
 from everedit.evaluation.evaluate import average
 from everedit.experiments.config import RunConfig
@@ -67,7 +66,7 @@ def start(config: RunConfig, out: Path, *, reporter: Reporter | None = None, com
     run.load()
     run.choose(loaded)
     folder.write_json("config.json", run.describe(loaded, command))
-    folder.write_rows("edits.jsonl", (edit.model_dump(mode="json", exclude_defaults=True) for edit in run.edits))
+    run.save_choice()
     return run.go()
 
 
@@ -105,8 +104,10 @@ class _Run:
     folder: RunFolder
     reporter: Reporter
     edits: list[Edit] = field(default_factory=list)
+    lines: list[int] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
+    _final: list[EditScores] = field(default_factory=list)
 
     def load(self) -> None:
         self.reporter.stage(f"loading {self.config.model}")
@@ -133,12 +134,19 @@ class _Run:
                     self._reject(edit, line, reason, "there is nothing to edit; to keep such records: --set known=keep")
                 else:
                     self.edits.append(edit)
+                    self.lines.append(line)
             self.reporter.step(len(self.edits))
         if not self.edits:
             raise EditError(what="every record was set aside", where=str(loaded.path), fix="see everedit data validate")
         self.baseline = stored
         self.folder.write_json("base.json", stored.as_json())
+
+    def save_choice(self) -> None:
+        """Write which records are edited, and which are not and why."""
         self.folder.write_rows("quarantine.jsonl", (item.as_dict() for item in self.rejected))
+        chosen = zip(self.lines, self.edits, strict=True)
+        rows = ({"line": line, **edit.model_dump(mode="json", exclude_defaults=True)} for line, edit in chosen)
+        self.folder.write_rows("edits.jsonl", rows)
 
     def _fits(self, edit: Edit, line: int) -> bool:
         try:
@@ -154,8 +162,10 @@ class _Run:
 
     def reopen(self) -> None:
         """Read back what an interrupted run left."""
-        lines = (self.folder.path / "edits.jsonl").read_text(encoding="utf-8").split("\n")
-        self.edits = [Edit.model_validate(json.loads(line)) for line in lines if line]
+        for row in self.folder.rows("edits.jsonl"):
+            self.lines.append(row.pop("line"))
+            self.edits.append(Edit.model_validate(row))
+        self.rejected = [Rejected(**row) for row in self.folder.rows("quarantine.jsonl")]
         self.baseline = Baseline.from_json(self.folder.read_json("base.json"))
 
     def go(self) -> dict[str, Any]:
@@ -163,38 +173,47 @@ class _Run:
         self.editor.prepare()
         state, done = self.folder.load_state(self.lm.device)
         self.editor.load_state(state)
-        self.rows = [row for row in self.folder.rows() if row["n"] <= done]
+        self.rows = [row for row in self.folder.rows("metrics.jsonl") if row["n"] <= done]
         self.folder.write_rows("metrics.jsonl", self.rows)
-        before = average_each(self.evaluator.score_baseline(self.edits, self.baseline))
         self.reporter.stage("editing", len(self.edits))
         self.reporter.step(done, self._running())
-        last: list[EditScores] = []
-        for n, commit in enumerate(self.editor.stream(self.edits[done:]), start=done + 1):
+        for n, commit in self._stream(done):
             with self.editor.bench.clock.phase("score"):
                 immediate = self.evaluator.score([self.edits[n - 1]], self.baseline)[0]
             seconds = {**commit.seconds, **self.editor.bench.clock.take()}
-            self._record(_edit_row(n, commit, before[n - 1], immediate.scores, seconds))
-            if n in self._checkpoints():
-                last = self._checkpoint(n)
+            [before] = self.evaluator.score_baseline([self.edits[n - 1]], self.baseline)
+            self._record(_edit_row(n, commit, before.scores, immediate.scores, seconds))
+            if n in {*self.config.checkpoints, len(self.edits)}:
+                self._checkpoint(n)
             self.folder.save_state(self.editor.state(), n)
             self.reporter.step(n, self._running())
-        return self._finish(last or self.evaluator.score(self.edits, self.baseline), before)
+        return self._finish()
 
-    def _checkpoints(self) -> set[int]:
-        return {*self.config.checkpoints, len(self.edits)}
+    def _stream(self, done: int) -> Iterator[tuple[int, Commit]]:
+        """Make the edits behind the first ``done``; one that cannot be made is set aside and the stream goes on."""
+        stream = self.editor.stream(self.edits[done:])
+        while done < len(self.edits):
+            try:
+                commit = next(stream)
+            except (EditError, TokenError, NumericalError) as error:
+                self._reject(self.edits.pop(done), self.lines.pop(done), error.what, error.fix)
+                self.save_choice()
+                stream = self.editor.stream(self.edits[done:])
+            else:
+                done += 1
+                yield done, commit
 
-    def _checkpoint(self, n: int) -> list[EditScores]:
-        scores = self.evaluator.score(self.edits[:n], self.baseline)
+    def _checkpoint(self, n: int) -> None:
+        self._final = self.evaluator.score(self.edits[:n], self.baseline)
         self._record(
             {
                 "kind": "checkpoint",
                 "n": n,
-                "retained": average(scores),
+                "retained": average(self._final),
                 "norm_ratio": self.editor.norm_ratios(),
                 "peak_memory_mb": peak_memory_mb(),
             }
         )
-        return scores
 
     def _record(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
@@ -204,16 +223,25 @@ class _Run:
         done = [row["immediate"][self.config.protocols[0]]["reliability"] for row in self.rows if row["kind"] == "edit"]
         return f"reliability {sum(done) / len(done):.3f}" if done else ""
 
-    def _finish(self, final: Sequence[EditScores], before: list[dict[str, Any]]) -> dict[str, Any]:
+    def _finish(self) -> dict[str, Any]:
         n = len(self.edits)
+        if not n:
+            raise EditError(
+                what="none of the edits could be made", where=str(self.folder.path), fix="see quarantine.jsonl"
+            )
+        if not any(row["kind"] == "checkpoint" and row["n"] == n for row in self.rows):
+            # What was to be the last edit was set aside.
+            self._checkpoint(n)
+        final = self._final if len(self._final) == n else self.evaluator.score(self.edits, self.baseline)
         samples = [
             {"edit_id": edit.id, "n": n, **sample}
             for edit, scores in zip(self.edits, final, strict=True)
             for sample in scores.samples
         ]
         self.folder.write_rows("samples.jsonl", samples)
-        rejected = (self.folder.path / "quarantine.jsonl").read_text(encoding="utf-8").count("\n")
-        summary = summarise(self.rows, [item.scores for item in final], before, rejected, peak_memory_mb())
+        before = [item.scores for item in self.evaluator.score_baseline(self.edits, self.baseline)]
+        scores = [item.scores for item in final]
+        summary = summarise(self.rows, scores, before, len(self.rejected), peak_memory_mb())
         self.folder.write_json("summary.json", summary)
         return summary
 
@@ -251,11 +279,6 @@ class _Run:
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "run": self.config.model_dump(mode="json"),
         }
-
-
-def average_each(scores: Sequence[EditScores]) -> list[dict[str, Any]]:
-    """Return each edit's scores as plain values."""
-    return [dict(item.scores) for item in scores]
 
 
 def _edit_row(
