@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks.results_page import write_page
 from everedit.data import load_edits
 from everedit.edit import Edit
 from everedit.editor import Editor
@@ -131,7 +132,6 @@ def main() -> None:
             singles(lm, options.data, name, method, edits)
             for label in options.streams:
                 stream(lm, options.data, name, method, label, edits)
-    from benchmarks.results_page import write_page
 
     write_page(KEPT, options.out)
 

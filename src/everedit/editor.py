@@ -38,7 +38,9 @@ class Answer:
     edited: str
 
     def __str__(self) -> str:
-        return f"{self.prompt}\n  base:   {self.base.strip()}\n  edited: {self.edited.strip()}"
+        """The first line of each, which is where an answer stands."""
+        base, edited = (text.strip().partition("\n")[0] for text in (self.base, self.edited))
+        return f"{self.prompt}\n  base:   {base}\n  edited: {edited}"
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from tests.support.running import MARKS, N_EDITS, records, rows_of, run_config, 
 
 METRICS = {"reliability", "generalization", "locality", "portability"}
 TOKENS = "teacher-forced/token-accuracy@1"
-TIMES = {"seconds", "memory_mb", "peak_memory_mb", "seconds_per_edit"}
+TIMES = {"seconds", "memory_mb", "peak_memory_mb", "seconds_per_edit", "seconds_before"}
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -126,6 +126,8 @@ def test_the_summary_holds_every_number_asked_for(whole: Whole) -> None:
             assert mark.keys() == {"immediate", "retained", "final"}
             assert all(row.keys() == METRICS for row in mark.values())
     assert {"target", "keys", "solve", "policy", "score", "total"} <= summary["seconds_per_edit"].keys()
+    assert {"contexts", "statistics"} <= summary["seconds_before"].keys()
+    assert not {"contexts", "statistics"} & summary["seconds_per_edit"].keys()
     phases = [value for phase, value in summary["seconds_per_edit"].items() if phase != "total"]
     assert summary["seconds_per_edit"]["total"] == pytest.approx(sum(phases))
     assert summary["peak_memory_mb"] > 50

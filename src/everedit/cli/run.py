@@ -104,9 +104,10 @@ def show_summary(summary: dict[str, Any], out: Path) -> None:
         show_table(name, ("model", *metrics), rows)
     seconds = summary["seconds_per_edit"]
     show_table("Seconds per edit", seconds.keys(), [seconds.values()])
+    once = ", ".join(f"{phase} {value:.1f} s" for phase, value in summary["seconds_before"].items())
     terminal.print(
         f"{summary['edits']} edits, {summary['quarantined']} records set aside, "
-        f"peak memory {summary['peak_memory_mb']:.0f} MiB, run folder {out}",
+        f"before the first edit {once}, peak memory {summary['peak_memory_mb']:.0f} MiB, run folder {out}",
         soft_wrap=True,
     )
 

@@ -171,6 +171,8 @@ class _Run:
     def go(self) -> dict[str, Any]:
         self.reporter.stage("second moments and contexts", self.config.stats.tokens)
         self.editor.prepare()
+        # Spent once, before the first edit: none of it is an edit's.
+        spent_before = self.editor.bench.clock.take()
         state, done = self.folder.load_state(self.lm.device)
         self.editor.load_state(state)
         self.rows = [row for row in self.folder.rows("metrics.jsonl") if row["n"] <= done]
@@ -187,7 +189,7 @@ class _Run:
                 self._checkpoint(n)
             self.folder.save_state(self.editor.state(), n)
             self.reporter.step(n, self._running())
-        return self._finish()
+        return self._finish(spent_before)
 
     def _stream(self, done: int) -> Iterator[tuple[int, Commit]]:
         """Make the edits behind the first ``done``; one that cannot be made is set aside and the stream goes on."""
@@ -223,7 +225,7 @@ class _Run:
         done = [row["immediate"][self.config.protocols[0]]["reliability"] for row in self.rows if row["kind"] == "edit"]
         return f"reliability {sum(done) / len(done):.3f}" if done else ""
 
-    def _finish(self) -> dict[str, Any]:
+    def _finish(self, spent_before: dict[str, float]) -> dict[str, Any]:
         n = len(self.edits)
         if not n:
             raise EditError(
@@ -242,6 +244,7 @@ class _Run:
         before = [item.scores for item in self.evaluator.score_baseline(self.edits, self.baseline)]
         scores = [item.scores for item in final]
         summary = summarise(self.rows, scores, before, len(self.rejected), peak_memory_mb())
+        summary["seconds_before"] = spent_before
         self.folder.write_json("summary.json", summary)
         return summary
 

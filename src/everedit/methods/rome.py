@@ -41,7 +41,7 @@ _LAYERS = {
 # Searched for models too small for any published setting, on records that no table uses (docs/results/settings.md);
 # by family, number of layers and hidden size: layer, contexts, value optimisation.
 _SEARCHED: dict[tuple[str, int, int], tuple[int, Contexts, dict[str, float]]] = {
-    ("llama", 30, 576): (14, ((10, 5),), {"lr": 1.0, "steps": 60})  # SmolLM2-135M
+    ("llama", 30, 576): (14, ((10, 5),), {"lr": 1.0, "steps": 40})  # SmolLM2-135M
 }
 _GPT_LIKE = ("gpt2", "gptj", "gpt_neo", "gpt_neox", "opt")
 

@@ -1,0 +1,79 @@
+"""What the README and the docs say works as written: their commands and their code are run."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "CONTRIBUTING.md"]
+BIN = Path(sys.executable).parent
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def commands(page: Path) -> list[str]:
+    lines = [line.split("  #")[0].strip() for block in blocks(page, "sh") for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+def run(command: list[str], folder: Path) -> str:
+    paths = os.pathsep.join([str(BIN), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": paths, "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all commands: later ones go on with what earlier ones made."""
+    return tmp_path_factory.mktemp("docs")
+
+
+EVEREDIT = [(page, line) for page in PAGES for line in commands(page) if line.startswith("everedit")]
+MAKE = [(page, line) for page in PAGES for line in commands(page) if line.startswith("make")]
+
+
+@pytest.mark.xdist_group("docs")
+@pytest.mark.parametrize(("page", "line"), EVEREDIT, ids=lambda value: value if isinstance(value, str) else value.name)
+def test_commands_run_as_written(page: Path, line: str, folder: Path) -> None:
+    assert run(shlex.split(line), folder).strip()
+
+
+def test_there_are_commands_to_run() -> None:
+    assert len([line for page, line in EVEREDIT if page.name == "README.md"]) >= 3
+    assert all(line.split()[0] in ("everedit", "make") for page in PAGES for line in commands(page))
+
+
+@pytest.mark.parametrize(("page", "line"), MAKE, ids=lambda value: value if isinstance(value, str) else value.name)
+def test_make_knows_its_targets(page: Path, line: str) -> None:
+    """``make demo`` and ``make test`` themselves are run by CI; here, that they exist and how they begin."""
+    planned = run(["make", "--dry-run", "--always-make", *line.split()[1:]], ROOT)
+    assert ".venv" in planned
+
+
+@pytest.mark.xdist_group("docs")
+def test_the_first_example_prints_what_the_readme_shows(folder: Path) -> None:
+    readme = ROOT / "README.md"
+    code, shown = blocks(readme, "python")[0], blocks(readme, "text")[0]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 8
+    printed = run([sys.executable, "-c", code], folder)
+    assert printed.strip() == shown.strip()
+    base, edited = re.findall(r"(?:base|edited): *(.*)", printed)[:2]
+    assert "Lisbon" not in base
+    assert "Lisbon" in edited
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")) if "://" not in link]
+    assert [link for link in links if not (page.parent / link).exists()] == []
