@@ -52,13 +52,13 @@ def plain_target(lm: LanguageModel, edit: Edit, prefixes: list[str], layer: int,
     try:
         for step in range(config.steps):
             optimiser.zero_grad()
-            logits = lm.model(**batch.inputs(), use_cache=False).logits.float()
+            logs = F.log_softmax(lm.model(**batch.inputs(), use_cache=False).logits.float(), dim=-1)
             nll = torch.zeros((), device=lm.device)
             for line, text in enumerate(texts):
                 at = torch.arange(text.prompt_end - 1, len(text.ids) - 1, device=lm.device)
                 labels = torch.tensor(text.target_ids, device=lm.device)
-                nll = nll + F.cross_entropy(logits[line, at], labels) / len(texts)
-            now = F.log_softmax(logits[len(texts), lookup[-1]], dim=-1)
+                nll = nll - logs[line, at].gather(-1, labels[:, None]).mean() / len(texts)
+            now = logs[len(texts), lookup[-1]]
             initial = now.detach() if initial is None else initial
             kl = F.kl_div(initial[None], now[None], log_target=True, reduction="batchmean")
             loss = nll + config.kl * kl + config.weight_decay * delta.norm() / origin[0].norm() ** 2

@@ -70,18 +70,23 @@ class Lane:
         """Fill in the vectors that edits start from, (edits, H): the site's value at t behind the empty prefix."""
         out[self.owner[self.bare]] = self.origin[self.bare]
 
-    def add_losses(self, lm: LanguageModel, delta: Tensor, nll: Tensor, probability: Tensor, kl: Tensor) -> None:
-        """Add this lane's terms for each edit to ``nll``, ``probability`` and ``kl``, given ``delta`` (edits, H)."""
+    def states_read(self, lm: LanguageModel, delta: Tensor) -> Tensor:
+        """Return the final states (n, H) whose logits the lane needs, given ``delta`` (edits, H): essence first."""
         states = self._forward(lm, delta)
-        if bool(self.essence.any()):
-            logs = F.log_softmax(lm.logits(states[self.essence, 0]), dim=-1)
+        kept = states[self.essence, 0]
+        return kept if self.reads is None else torch.cat([kept, states[self.reads.rows, self.reads.columns]])
+
+    def add_losses(self, logits: Tensor, nll: Tensor, probability: Tensor, kl: Tensor) -> None:
+        """Add this lane's terms for each edit to ``nll``, ``probability`` and ``kl``, from its states' logits."""
+        kept = int(self.essence.sum())
+        if kept:
+            logs = F.log_softmax(logits[:kept], dim=-1)
             if self.initial is None:
                 self.initial = logs.detach()
             kl.index_add_(0, self.owner[self.essence], (logs.exp() * (logs - self.initial)).sum(-1))
         if self.reads is not None:
             at = self.reads
-            logits = lm.logits(states[at.rows, at.columns])
-            losses = F.cross_entropy(logits, at.labels, reduction="none") * at.weights
+            losses = F.cross_entropy(logits[kept:], at.labels, reduction="none") * at.weights
             # First each row's mean over its target, then the mean over an edit's rows.
             rows = torch.zeros(len(self.owner), device=losses.device).index_add(0, at.rows, losses)
             scored = (~self.essence).nonzero()[:, 0]

@@ -20,6 +20,7 @@ from everedit.engine.lanes import Lane, build_lanes
 from everedit.engine.rows import chunks, essence_row, prompt_rows
 from everedit.errors import NumericalError
 from everedit.models import LanguageModel
+from everedit.models.packed import packed
 from everedit.models.tokens import Encoded
 
 __all__ = ["Target", "TargetConfig", "optimise_targets"]
@@ -93,8 +94,9 @@ def optimise_targets(
             layer,
             site,
         )
-        for i, target in zip(members, _optimise(lm, lanes, len(members), config), strict=True):
-            found[i] = target
+        with packed(lm.layout.block(above) for above in range(layer + 1, lm.layout.n_layers)):
+            targets = _optimise(lm, lanes, len(members), config)
+        found.update(zip(members, targets, strict=True))
     return [found[i] for i in range(len(edits))]
 
 
@@ -139,8 +141,11 @@ def _optimise(lm: LanguageModel, lanes: list[Lane], n: int, config: TargetConfig
             nll = torch.zeros(len(live), device=delta.device)
             probability = torch.zeros(len(live), device=delta.device)
             penalty = torch.zeros(len(live), device=delta.device)
-            for lane in lanes:
-                lane.add_losses(lm, free, nll, probability, penalty)
+            # One product with the vocabulary for all lanes: it reads the largest matrix of a small model once.
+            states = [lane.states_read(lm, free) for lane in lanes]
+            logits = lm.logits(torch.cat(states)).split([len(part) for part in states])
+            for lane, part in zip(lanes, logits, strict=True):
+                lane.add_losses(part, nll, probability, penalty)
             loss = nll + config.kl * penalty + config.weight_decay * free.norm(dim=-1) / norms[live] ** 2
         values = loss.detach()
         if not bool(torch.isfinite(values).all()):
