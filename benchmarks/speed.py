@@ -35,7 +35,7 @@ def seconds(work: Callable[[], object]) -> float:
 def value_optimisation(lm: LanguageModel) -> Iterator[Row]:
     """The value loop: the same rows and steps, plain full forwards against the engine, alone and in a batch."""
     edits = load_edits("worldfacts").edits[:BATCH]
-    for method, site, bars in (("memit", "block", (3.0, 6.0)), ("rome", "mlp", (3.0, 6.0))):
+    for method, site, bars in (("memit", "block", (3.0, 6.0)), ("rome", "mlp", (3.0, 4.0))):
         editor = Editor(lm, method)
         layer = editor.method.layers()[-1]
         # No early stop: both sides make every step.
