@@ -88,8 +88,14 @@ class Method(ABC):
         """Return the layers whose second moments are needed."""
         return self.layers() if self.traits.needs_moments else ()
 
-    def prepare(self, bench: Workbench) -> None:  # noqa: B027 - an optional step, not a forgotten one
-        """Gather what comes from the unedited model: statistics, contexts. Called once, before the first edit."""
+    def prepare(self, bench: Workbench) -> None:
+        """Gather what comes from the unedited model: contexts, and the second moments of all layers in one pass.
+
+        Called once, before the first edit.
+        """
+        self.prefixes(bench)
+        with bench.clock.phase("statistics"):
+            bench.moments.get(self.moment_layers())
 
     def targets(self, bench: Workbench, edits: Sequence[Edit]) -> list[Target]:
         """Return the value targets of ``edits`` on the model as it is, optimised together; [] if it has none."""

@@ -88,12 +88,6 @@ class Memit(Method):
         """Return the sampled contexts."""
         return bench.contexts(self.config.contexts, _STARTS)
 
-    def prepare(self, bench: Workbench) -> None:
-        """Sample the contexts and gather the second moments of every edited layer in one pass."""
-        self.prefixes(bench)
-        with bench.clock.phase("statistics"):
-            bench.moments.get(self.moment_layers())
-
     def targets(self, bench: Workbench, edits: Sequence[Edit]) -> list[Target]:
         """Optimise the hidden state behind the last edited layer, for all edits together."""
         assert self.config.target is not None

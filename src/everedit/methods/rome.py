@@ -92,12 +92,6 @@ class Rome(Method):
         assert self.config.contexts is not None
         return bench.contexts(self.config.contexts, ())
 
-    def prepare(self, bench: Workbench) -> None:
-        """Sample the contexts and gather the second moments."""
-        self.prefixes(bench)
-        with bench.clock.phase("statistics"):
-            bench.moments.get(self.moment_layers())
-
     def targets(self, bench: Workbench, edits: Sequence[Edit]) -> list[Target]:
         """Optimise the MLP's output at the subject's last token, for all edits together."""
         assert self.config.target is not None
