@@ -53,11 +53,11 @@ def friendly(command: Command) -> Command:
         try:
             return command(*args, **kwargs)
         except EvereditError as error:
-            _errors.print(
-                f"[bold red]error:[/] {_plain(error.what)}" + (f" ({_plain(error.where)})" if error.where else "")
-            )
+            # Not wrapped: a path that is cut in two cannot be copied or searched for.
+            where = f" ({_plain(error.where)})" if error.where else ""
+            _errors.print(f"[bold red]error:[/] {_plain(error.what)}{where}", soft_wrap=True)
             if error.fix:
-                _errors.print(f"  [bold]what to do:[/] {_plain(error.fix)}")
+                _errors.print(f"  [bold]what to do:[/] {_plain(error.fix)}", soft_wrap=True)
             raise typer.Exit(1) from error
         except KeyboardInterrupt:
             _errors.print("[bold yellow]interrupted[/]; nothing half-done was kept")

@@ -98,7 +98,7 @@ def show_summary(summary: dict[str, Any], out: Path) -> None:
         at_end = scores["checkpoints"][last]
         rows = [
             ("unedited", *(scores["unedited"][metric] for metric in metrics)),
-            ("right after each edit", *(at_end["immediate"][metric] for metric in metrics)),
+            ("after each edit", *(at_end["immediate"][metric] for metric in metrics)),
             (f"retained after {last}", *(at_end["retained"][metric] for metric in metrics)),
         ]
         show_table(name, ("model", *metrics), rows)
