@@ -1,0 +1,54 @@
+"""Laid-out linear layers give what the plain ones give, in both directions, and are gone afterwards."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from everedit.models.packed import packed
+from tests.support.loading import bits, fresh, hooks_left, same_bits
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("rows", [(1,), (7,), (3, 5)])
+def test_equals_the_plain_layer_and_its_gradient(rows: tuple[int, ...], bias: bool) -> None:
+    layer = nn.Linear(24, 40, bias=bias).requires_grad_(False)
+    x = torch.randn(*rows, 24, requires_grad=True)
+    weight = torch.randn(*rows, 40)
+    plain = layer(x)
+    [slope] = torch.autograd.grad((plain * weight).sum(), x)
+    with packed([nn.Sequential(layer)]):
+        assert "forward" in layer.__dict__
+        fast = layer(x)
+        [found] = torch.autograd.grad((fast * weight).sum(), x)
+    assert "forward" not in layer.__dict__
+    torch.testing.assert_close(fast, plain)
+    torch.testing.assert_close(found, slope)
+    assert found.abs().sum() > 0
+
+
+def test_layers_that_are_not_ours_to_change_stay_as_they_are() -> None:
+    half, trained, theirs = nn.Linear(4, 4).bfloat16(), nn.Linear(4, 4), nn.Linear(4, 4)
+    half.requires_grad_(False)
+    theirs.requires_grad_(False).forward = lambda x: x + 1  # type: ignore[method-assign,assignment]
+    with packed([nn.ModuleList([half, trained, theirs])]):
+        assert "forward" not in half.__dict__
+        assert "forward" not in trained.__dict__
+        assert torch.equal(theirs(torch.zeros(4)), torch.ones(4))
+    assert torch.equal(theirs(torch.zeros(4)), torch.ones(4))
+
+
+def test_a_model_is_as_it_was_after_an_error() -> None:
+    lm = fresh("llama")
+    before = bits(lm)
+
+    def fail() -> None:
+        with packed([lm.layout.block(0)]):
+            assert any("forward" in module.__dict__ for module in lm.layout.block(0).modules())
+            raise RuntimeError("on purpose")
+
+    with pytest.raises(RuntimeError, match="on purpose"):
+        fail()
+    assert hooks_left(lm) == []
+    assert same_bits(lm, before)
