@@ -30,7 +30,7 @@ def demo(
             "edits": edits,
             "checkpoints": [1, 10, edits],
         },
-        [],
+        ["stats.tokens=4096"],
     )
     execute(config, folder)
     lines = (folder / "samples.jsonl").read_text(encoding="utf-8").split("\n")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,9 +102,23 @@ def packaged_folder(alias: str) -> Path:
 
 
 def _convert(entry: Packaged, scratch: Path) -> Path:
+    """Convert in a process of its own, whose memory goes with it and whose progress bars nobody needs."""
+    program = "import sys; from everedit.models.packaged import _write; _write(*sys.argv[1:])"
+    done = subprocess.run([sys.executable, "-c", program, entry.alias, str(scratch)], capture_output=True, text=True)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["it was killed"])[-1]
+        raise ModelError(
+            what=f"the packaged weights of {entry.alias} could not be converted: {reason}",
+            fix="check that there are about 3 GiB of free memory and disk, and reinstall the package",
+        )
+    return scratch / "converted"
+
+
+def _write(alias: str, folder: str) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    entry, scratch = ALIASES[alias], Path(folder)
     file = entry.gguf(scratch)
     model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
@@ -117,4 +133,3 @@ def _convert(entry: Packaged, scratch: Path) -> Path:
     tokenizer.save_pretrained(target)
     (target / "LICENCE.txt").write_text(f"{entry.title}: {entry.licence}; from {', '.join(entry.packages)}\n")
     shutil.rmtree(scratch / "assembled", ignore_errors=True)
-    return target

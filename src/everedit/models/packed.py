@@ -6,6 +6,8 @@ Both directions are laid out, x W^T for the forward and g W for the gradient of 
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -32,7 +34,18 @@ def packed(modules: Iterable[nn.Module]) -> Iterator[None]:
                     if _packs(layer):
                         layer.forward = _forward_of(layer)  # type: ignore[method-assign]
                         undo.callback(layer.__dict__.pop, "forward")
-        yield
+        try:
+            yield
+        finally:
+            undo.close()
+            _give_back_memory()
+
+
+def _give_back_memory() -> None:
+    """Ask the C library to return freed memory to the system; it keeps pieces of this size otherwise."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def _available() -> bool:
