@@ -12,6 +12,7 @@ from everedit.evaluation.metrics import mean
 from everedit.evaluation.protocols import METRICS, PROTOCOLS, Answers, Scores
 from everedit.evaluation.read import Reading, generate, read, require_room
 from everedit.models import LanguageModel
+from everedit.models.memory import give_back_memory
 
 __all__ = ["Baseline", "EditScores", "Evaluator", "average"]
 
@@ -120,6 +121,7 @@ class Evaluator:
         if self._generates:
             written = generate(self.lm, [prompt for prompt, _ in pairs], [target for _, target in pairs])
             texts = dict(zip(pairs, written, strict=True))
+        give_back_memory()
         return Answers(readings, texts)
 
     @property

@@ -14,7 +14,7 @@ from everedit.models import LanguageModel
 __all__ = ["Reading", "generate", "read", "require_room"]
 
 _TOKENS_A_BATCH = 2048
-_LOGITS_A_CHUNK = 1 << 25
+_LOGITS_A_CHUNK = 1 << 23
 _SPARE_TOKENS = 6
 _MOST_NEW_TOKENS = 50
 _ROWS_A_GENERATION = 64

@@ -6,8 +6,6 @@ Both directions are laid out, x W^T for the forward and g W for the gradient of 
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -16,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from typing_extensions import TypeIs
+
+from everedit.models.memory import give_back_memory
 
 __all__ = ["packed"]
 
@@ -38,14 +38,7 @@ def packed(modules: Iterable[nn.Module]) -> Iterator[None]:
             yield
         finally:
             undo.close()
-            _give_back_memory()
-
-
-def _give_back_memory() -> None:
-    """Ask the C library to return freed memory to the system; it keeps pieces of this size otherwise."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
+            give_back_memory()
 
 
 def _available() -> bool:
