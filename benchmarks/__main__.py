@@ -1,4 +1,4 @@
-"""``python -m benchmarks [speed|memory ...]``: measure, print a table, and fail where a promise is not kept."""
+"""``python -m benchmarks [values|moments|evaluation|memory ...]``: measure, print a table, and fail where a promise is not kept."""
 
 from __future__ import annotations
 

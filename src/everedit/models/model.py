@@ -214,7 +214,8 @@ class LanguageModel:
 
     def inputs_of(self, modules: dict[Any, torch.nn.Module], batch: Batch) -> dict[Any, Tensor]:
         """Return the inputs of ``modules`` on a batch, (rows, length, d_in) each, running no further than needed."""
-        last = next(module for module in reversed(list(self.model.modules())) if module in set(modules.values()))
+        wanted = set(modules.values())
+        last = next(module for module in reversed(list(self.model.modules())) if module in wanted)
         with torch.no_grad(), capture(inputs=modules, rows=len(batch)) as seen, stopping_at(last, before=True):
             self.states(**batch.inputs())
         return seen
