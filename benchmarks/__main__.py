@@ -1,4 +1,7 @@
-"""``python -m benchmarks [values|moments|evaluation|memory ...]``: measure, print a table, and fail where a promise is not kept."""
+"""``python -m benchmarks [values|moments|evaluation|memory ...]``: measure, print a table.
+
+Fails where a promise is not kept.
+"""
 
 from __future__ import annotations
 
