@@ -247,7 +247,7 @@ def test_what_is_not_there_is_not_scored() -> None:
 
 def test_only_the_chosen_protocols_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     lm, edits = shared("gpt2"), some_edits(2)
-    monkeypatch.setattr("everedit.evaluation.evaluate.generate", None)
+    monkeypatch.setattr("everedit.models.prefill.Prefill.continuations", None)
     evaluator = Evaluator(lm, (TOKENS,))
     [scores, _] = evaluator.score(edits, evaluator.baseline(edits))
     assert list(scores.scores) == [TOKENS]

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
 from everedit.models import LanguageModel
 from everedit.models.hooks import capture, resumed_after
+from everedit.models.prefill import held_cache
 from everedit.models.tokens import Encoded
 
 __all__ = ["Lane", "build_lanes"]
@@ -110,7 +110,8 @@ class Lane:
                 inputs_embeds=hidden.detach(),
                 attention_mask=self.mask,
                 position_ids=self.positions,
-                past_key_values=_cache(self.past, self.layer),
+                # Layers up to this one are not run: layer 0 stands in for them, only to tell how long the past is.
+                past_key_values=held_cache([self.past[0]] * (self.layer + 1) + self.past[1:]),
                 use_cache=True,
             )
 
@@ -139,21 +140,6 @@ class Lane:
             rest=pick(self.rest),
             initial=None if self.initial is None else self.initial[kept[self.essence]],
         )
-
-
-def _cache(past: list[tuple[Tensor, Tensor]], layer: int) -> DynamicCache:
-    """A cache that holds the given tensors without copying them; the model appends to copies of its own.
-
-    ``past`` has layer 0 and the layers behind ``layer``. Those between are not run: layer 0's tensors stand in
-    for theirs, only to tell how long the past is.
-    """
-    cache = DynamicCache()
-    for keys, values in [past[0]] * (layer + 1) + past[1:]:
-        held = DynamicLayer()
-        held.keys, held.values = keys, values
-        held.dtype, held.device, held.is_initialized = keys.dtype, keys.device, True
-        cache.layers.append(held)
-    return cache
 
 
 @dataclass(frozen=True)

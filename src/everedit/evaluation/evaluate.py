@@ -10,7 +10,7 @@ from everedit.edit import Edit
 from everedit.errors import CacheError, near_names
 from everedit.evaluation.metrics import mean
 from everedit.evaluation.protocols import METRICS, PROTOCOLS, Answers, Scores
-from everedit.evaluation.read import Reading, generate, read, require_room
+from everedit.evaluation.read import Reading, answers, require_room
 from everedit.models import LanguageModel
 from everedit.models.memory import give_back_memory
 
@@ -116,11 +116,7 @@ class Evaluator:
     def _answer(self, edits: Sequence[Edit]) -> Answers:
         pairs = [pair for edit in edits for pair in _probes(edit)]
         compared = [pair for edit in edits for pair in _comparisons(edit)] if self._compares else []
-        readings = dict(zip([*pairs, *compared], read(self.lm, [*pairs, *compared]), strict=True))
-        texts: dict[tuple[str, str], str] = {}
-        if self._generates:
-            written = generate(self.lm, [prompt for prompt, _ in pairs], [target for _, target in pairs])
-            texts = dict(zip(pairs, written, strict=True))
+        readings, texts = answers(self.lm, [*pairs, *compared], pairs if self._generates else [])
         give_back_memory()
         return Answers(readings, texts)
 

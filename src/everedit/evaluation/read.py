@@ -1,17 +1,23 @@
-"""What a model says: teacher-forced readings and free generations, batched, with logits only where they are read."""
+"""What a model says: teacher-forced readings and free generations, batched, with logits only where they are read.
+
+Every prompt runs once; the answers to be read behind it and the text that the model writes itself start from its
+keys and values.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from everedit.errors import TokenError
 from everedit.models import LanguageModel
+from everedit.models.prefill import Prefill
 
-__all__ = ["Reading", "generate", "read", "require_room"]
+__all__ = ["Reading", "answers", "generate", "read", "require_room"]
 
 _TOKENS_A_BATCH = 2048
 _LOGITS_A_CHUNK = 1 << 23
@@ -19,51 +25,126 @@ _SPARE_TOKENS = 6
 _MOST_NEW_TOKENS = 50
 _ROWS_A_GENERATION = 64
 
+Pair = tuple[str, str]
+Ids = tuple[int, ...]
+
 
 @dataclass(frozen=True)
 class Reading:
     """A target as the model reads it behind its prompt: its tokens, the model's own first choices, the mean NLL."""
 
-    target: tuple[int, ...]
-    predicted: tuple[int, ...]
+    target: Ids
+    predicted: Ids
     nll: float
 
 
-@torch.no_grad()
-def read(lm: LanguageModel, pairs: Sequence[tuple[str, str]]) -> list[Reading]:
-    """Return a reading of each (prompt, target); equal pairs are computed once.
+@dataclass
+class _Prompt:
+    """A prompt's ids, and the (prompt, target) pairs to be read and to be written behind it."""
 
-    Rows of like length share a batch, and only the positions that predict a target token are projected to the
-    vocabulary.
-    """
-    unique = list(dict.fromkeys(pairs))
-    rows = [lm.encode(prompt, target) for prompt, target in unique]
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index].ids))
-    found: dict[tuple[str, str], Reading] = {}
-    start = 0
-    while start < len(order):
-        stop = start + 1
-        # Sorted by length: the last row of a batch is its longest.
-        while stop < len(order) and (stop + 1 - start) * len(rows[order[stop]].ids) <= _TOKENS_A_BATCH:
-            stop += 1
-        members = order[start:stop]
-        batch = lm.pad([rows[index].ids[:-1] for index in members])
-        states = lm.states(**batch.inputs())
-        places = [(line, position - 1) for line, index in enumerate(members) for position in range(*rows[index].target)]
-        labels = torch.tensor([token for index in members for token in rows[index].target_ids], device=lm.device)
-        at = torch.tensor(places, device=lm.device)
-        chosen, losses = _score(lm, states[at[:, 0], at[:, 1]], labels)
-        offset = 0
-        for index in members:
-            end = offset + len(rows[index].target_ids)
-            nll = sum(losses[offset:end]) / (end - offset)
-            found[unique[index]] = Reading(rows[index].target_ids, tuple(chosen[offset:end]), nll)
-            offset = end
-        start = stop
+    ids: Ids
+    read: dict[Pair, Ids] = field(default_factory=dict)
+    write: dict[Pair, int] = field(default_factory=dict)
+
+    def tokens(self) -> int:
+        """Tokens that the longest row behind this prompt takes, with it."""
+        return len(self.ids) + max([*map(len, self.read.values()), *self.write.values()])
+
+
+def read(lm: LanguageModel, pairs: Sequence[Pair]) -> list[Reading]:
+    """Return a reading of each (prompt, target); equal pairs are computed once."""
+    found = answers(lm, pairs, [])[0]
     return [found[pair] for pair in pairs]
 
 
-def _score(lm: LanguageModel, states: torch.Tensor, labels: torch.Tensor) -> tuple[list[int], list[float]]:
+def generate(lm: LanguageModel, prompts: Sequence[str], targets: Sequence[str]) -> list[str]:
+    """Return each prompt's greedy continuation up to its natural stop: full stop, line break or end token.
+
+    A row may be a few tokens longer than its target and no more: a text that has not stopped by then cannot be
+    the target. Where the target itself holds a full stop, only line breaks and the end token stop.
+    """
+    pairs = list(zip(prompts, targets, strict=True))
+    found = answers(lm, [], pairs)[1]
+    return [found[pair] for pair in pairs]
+
+
+def answers(
+    lm: LanguageModel, to_read: Sequence[Pair], to_write: Sequence[Pair]
+) -> tuple[dict[Pair, Reading], dict[Pair, str]]:
+    """Return the readings of ``to_read`` and the texts written freely (:func:`generate`) for ``to_write``."""
+    prompts: dict[Ids, _Prompt] = {}
+    for pair in dict.fromkeys(to_read):
+        text = lm.encode(*pair)
+        _at(prompts, text.ids[: text.prompt_end], pair).read[pair] = text.target_ids
+    for pair in dict.fromkeys(to_write):
+        _at(prompts, lm.encode(pair[0]).ids, pair).write[pair] = _room(lm, *pair)
+    readings: dict[Pair, Reading] = {}
+    texts: dict[Pair, str] = {}
+    stops = _Stops(lm) if to_write else None
+    # Prompts of like length share a batch, so that little of it is padding.
+    for batch in _batches(lm, sorted(prompts.values(), key=lambda prompt: len(prompt.ids))):
+        prefill = Prefill.of(lm, [prompt.ids for prompt in batch])
+        readings |= _readings(prefill, batch)
+        if stops:
+            texts |= _texts(prefill, batch, stops)
+    return readings, texts
+
+
+def _at(prompts: dict[Ids, _Prompt], ids: Ids, pair: Pair) -> _Prompt:
+    if not ids:
+        raise TokenError(what="the prompt has no token of its own", where=repr(pair[0]), fix="give a longer prompt")
+    return prompts.setdefault(ids, _Prompt(ids))
+
+
+def _batches(lm: LanguageModel, prompts: Sequence[_Prompt]) -> Iterator[list[_Prompt]]:
+    batch: list[_Prompt] = []
+    for prompt in prompts:
+        # Padding puts every row's end behind the longest prompt, which is the last one.
+        longest = len(prompt.ids) + max(item.tokens() - len(item.ids) for item in (*batch, prompt))
+        if batch and ((len(batch) + 1) * longest > _TOKENS_A_BATCH or longest > lm.context_tokens):
+            yield batch
+            batch = []
+        batch.append(prompt)
+    if batch:
+        yield batch
+
+
+def _readings(prefill: Prefill, prompts: Sequence[_Prompt]) -> dict[Pair, Reading]:
+    lm, device = prefill.lm, prefill.last.device
+    rows = [(number, pair, ids) for number, prompt in enumerate(prompts) for pair, ids in prompt.read.items()]
+    rows.sort(key=lambda row: len(row[2]))
+    found: dict[Pair, Reading] = {}
+    start = 0
+    while start < len(rows):
+        stop = start + 1
+        # Sorted by length: the last row of a part is its longest.
+        while stop < len(rows) and (stop + 1 - start) * len(rows[stop][2]) <= _TOKENS_A_BATCH:
+            stop += 1
+        part, start = rows[start:stop], stop
+        numbers = torch.tensor([number for number, _, _ in part], device=device)
+        # The prompt's last state predicts the first token of a target, the state at each token the next one.
+        first = prefill.last[numbers]
+        longer = [line for line, (_, _, ids) in enumerate(part) if len(ids) > 1]
+        places = [(line, 0, ids[0]) for line, (_, _, ids) in enumerate(part)]
+        states = first
+        if longer:
+            behind = prefill.states_behind(numbers[longer], [part[line][2][:-1] for line in longer])
+            inner = [(row, column) for row, line in enumerate(longer) for column in range(len(part[line][2]) - 1)]
+            at = torch.tensor(inner, device=device)
+            states = torch.cat([first, behind[at[:, 0], at[:, 1]]])
+            places += [(longer[row], column + 1, part[longer[row]][2][column + 1]) for row, column in inner]
+        chosen, losses = _score(lm, states, torch.tensor([token for _, _, token in places], device=device))
+        said: list[list[int]] = [[0] * len(ids) for _, _, ids in part]
+        total = [0.0] * len(part)
+        for (line, column, _), token, loss in zip(places, chosen, losses, strict=True):
+            said[line][column] = token
+            total[line] += loss
+        for line, (_, pair, ids) in enumerate(part):
+            found[pair] = Reading(ids, tuple(said[line]), total[line] / len(ids))
+    return found
+
+
+def _score(lm: LanguageModel, states: Tensor, labels: Tensor) -> tuple[list[int], list[float]]:
     """Return arg-max tokens and losses at the given states (n, H), a bounded number of logits at a time."""
     step = max(1, _LOGITS_A_CHUNK // lm.model.config.vocab_size)
     chosen: list[int] = []
@@ -75,31 +156,22 @@ def _score(lm: LanguageModel, states: torch.Tensor, labels: torch.Tensor) -> tup
     return chosen, losses
 
 
-def generate(lm: LanguageModel, prompts: Sequence[str], targets: Sequence[str]) -> list[str]:
-    """Return each prompt's greedy continuation up to its natural stop: full stop, line break or end token.
-
-    A row may be a few tokens longer than its target and no more: a text that has not stopped by then cannot be
-    the target. Where the target itself holds a full stop, only line breaks and the end token stop.
-    """
-    unique = list(dict.fromkeys(zip(prompts, targets, strict=True)))
-    rows = [lm.encode(prompt).ids for prompt, _ in unique]
-    room = [_room(lm, prompt, target) for prompt, target in unique]
-    breaks, stops = _stop_ids(lm)
-    texts: dict[tuple[str, str], str] = {}
-    for dotted in (False, True):
-        group = [index for index, (_, target) in enumerate(unique) if ("." in target) == dotted]
-        group.sort(key=lambda index: (room[index], len(rows[index])))
-        while group:
-            members = group[: _fitting(lm, [(len(rows[index]), room[index]) for index in group])]
-            group = group[len(members) :]
-            new = lm.generate_ids(
-                [rows[index] for index in members],
-                max_new_tokens=max(room[index] for index in members),
-                stop_ids=breaks if dotted else [*breaks, *stops],
-            )
-            for index, ids in zip(members, new, strict=True):
-                texts[unique[index]] = str(lm.tokenizer.decode(ids[: room[index]], skip_special_tokens=True))
-    return [texts[pair] for pair in zip(prompts, targets, strict=True)]
+def _texts(prefill: Prefill, prompts: Sequence[_Prompt], stops: _Stops) -> dict[Pair, str]:
+    lm, device = prefill.lm, prefill.last.device
+    rows = [(number, pair, room) for number, prompt in enumerate(prompts) for pair, room in prompt.write.items()]
+    # Rows that may grow equally long end together.
+    rows.sort(key=lambda row: row[2])
+    found: dict[Pair, str] = {}
+    for start in range(0, len(rows), _ROWS_A_GENERATION):
+        part = rows[start : start + _ROWS_A_GENERATION]
+        new = prefill.continuations(
+            torch.tensor([number for number, _, _ in part], device=device),
+            torch.tensor([room for _, _, room in part], device=device),
+            torch.stack([stops.behind(target) for _, (_, target), _ in part]),
+        )
+        for (_, pair, _), ids in zip(part, new, strict=True):
+            found[pair] = str(lm.tokenizer.decode(ids, skip_special_tokens=True))
+    return found
 
 
 def require_room(lm: LanguageModel, prompt: str, target: str) -> None:
@@ -117,20 +189,21 @@ def _room(lm: LanguageModel, prompt: str, target: str) -> int:
     return min(_MOST_NEW_TOKENS, len(lm.encode(prompt, target).target_ids) + _SPARE_TOKENS)
 
 
-def _fitting(lm: LanguageModel, sizes: Sequence[tuple[int, int]]) -> int:
-    """Return how many rows of (length, room), by ascending room, can be continued together."""
-    longest = 0
-    for count, (length, room) in enumerate(sizes[:_ROWS_A_GENERATION]):
-        longest = max(longest, length)
-        if count and longest + room > lm.context_tokens:
-            return count
-    return min(len(sizes), _ROWS_A_GENERATION)
+class _Stops:
+    """Masks over the vocabulary of the tokens that end a text: the end token, line breaks, and mostly full stops."""
 
+    def __init__(self, lm: LanguageModel) -> None:
+        # Byte-level vocabularies write the line break as "Ċ", SentencePiece's byte fallback as <0x0A>.
+        vocabulary = lm.tokenizer.get_vocab().items()
+        breaks = [index for token, index in vocabulary if "\n" in token or "Ċ" in token or token == "<0x0A>"]
+        stops = [index for token, index in vocabulary if token.endswith(".")]
+        end = lm.tokenizer.eos_token_id
+        width = max(int(lm.model.config.vocab_size), 1 + max(index for _, index in vocabulary))
+        self._breaks = torch.zeros(width, dtype=torch.bool, device=lm.device)
+        self._breaks[[*breaks, *([] if end is None else [end])]] = True
+        self._all = self._breaks.clone()
+        self._all[stops] = True
 
-def _stop_ids(lm: LanguageModel) -> tuple[list[int], list[int]]:
-    """Return the ids of tokens that hold a line break, and of those that end in a full stop."""
-    # Byte-level vocabularies write the line break as "Ċ", SentencePiece's byte fallback as <0x0A>.
-    vocabulary = lm.tokenizer.get_vocab().items()
-    breaks = [index for token, index in vocabulary if "\n" in token or "Ċ" in token or token == "<0x0A>"]
-    stops = [index for token, index in vocabulary if token.endswith(".")]
-    return breaks, stops
+    def behind(self, target: str) -> Tensor:
+        """Return the mask (vocabulary,) for a text that is compared with ``target``."""
+        return self._breaks if "." in target else self._all
