@@ -150,6 +150,36 @@ def test_batches_write_what_single_prompts_write(family: str, monkeypatch: pytes
     )
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_guesses_change_the_work_and_not_the_texts(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = shared(family)
+    pairs = list(dict.fromkeys(pair for edit in some_edits() for pair in Evaluator(lm).probes(edit)))
+    expected = dict(zip(pairs, reading.generate(lm, [p for p, _ in pairs], [t for _, t in pairs]), strict=True))
+
+    def written(guesses: Any) -> tuple[dict[tuple[str, str], str], int]:
+        passes = 0
+        plain = LanguageModel.states
+
+        def counted(self: LanguageModel, **inputs: Any) -> torch.Tensor:
+            nonlocal passes
+            passes += 1
+            return plain(self, **inputs)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(LanguageModel, "states", counted)
+            return reading.answers(lm, [], pairs, guesses)[1], passes
+
+    texts, without = written(lambda pair: ())
+    assert texts == expected
+    texts, passes = written(lambda pair: (expected[pair],))
+    assert texts == expected
+    assert passes < without
+    for wrong in ("Oslo", "a", "Berlin. And more.", "Par"):
+        assert written(lambda pair, wrong=wrong: (wrong, expected[pair][:4]))[0] == expected
+        # Right at first, and then not.
+        assert written(lambda pair, wrong=wrong: (f"{expected[pair][:6]} {wrong}", pair[1]))[0] == expected
+
+
 @pytest.mark.usefixtures("own_cache")
 @pytest.mark.parametrize("family", ["gpt2", "gemma2"])
 def test_scores_before_and_after_an_edit_are_those_of_the_plain_definitions(family: str, corpus_path: Path) -> None:

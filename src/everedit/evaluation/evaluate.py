@@ -94,11 +94,11 @@ class Evaluator:
 
     def baseline(self, edits: Sequence[Edit]) -> Baseline:
         """Return the answers of the model as it is now, which must be unedited."""
-        return Baseline(self._answer(edits))
+        return Baseline(self._answer(edits, Answers({}, {})))
 
     def score(self, edits: Sequence[Edit], baseline: Baseline) -> list[EditScores]:
         """Return the scores of each edit on the model as it is now."""
-        return self._score(edits, self._answer(edits), baseline.answers)
+        return self._score(edits, self._answer(edits, baseline.answers), baseline.answers)
 
     def score_baseline(self, edits: Sequence[Edit], baseline: Baseline) -> list[EditScores]:
         """Return the scores of the unedited model, from its stored answers."""
@@ -113,10 +113,15 @@ class Evaluator:
             for edit in edits
         ]
 
-    def _answer(self, edits: Sequence[Edit]) -> Answers:
+    def _answer(self, edits: Sequence[Edit], base: Answers) -> Answers:
         pairs = [pair for edit in edits for pair in _probes(edit)]
         compared = [pair for edit in edits for pair in _comparisons(edit)] if self._compares else []
-        readings, texts = answers(self.lm, [*pairs, *compared], pairs if self._generates else [])
+
+        def guesses(pair: tuple[str, str]) -> list[str]:
+            # An edited model says what it said before, or what it was taught.
+            return [base.texts[pair], pair[1]] if pair in base.texts else []
+
+        readings, texts = answers(self.lm, [*pairs, *compared], pairs if self._generates else [], guesses)
         give_back_memory()
         return Answers(readings, texts)
 

@@ -6,7 +6,7 @@ keys and values.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -45,6 +45,7 @@ class _Prompt:
     ids: Ids
     read: dict[Pair, Ids] = field(default_factory=dict)
     write: dict[Pair, int] = field(default_factory=dict)
+    guesses: dict[Pair, list[Ids]] = field(default_factory=dict)
 
     def tokens(self) -> int:
         """Tokens that the longest row behind this prompt takes, with it."""
@@ -69,15 +70,23 @@ def generate(lm: LanguageModel, prompts: Sequence[str], targets: Sequence[str]) 
 
 
 def answers(
-    lm: LanguageModel, to_read: Sequence[Pair], to_write: Sequence[Pair]
+    lm: LanguageModel,
+    to_read: Sequence[Pair],
+    to_write: Sequence[Pair],
+    guesses: Callable[[Pair], Sequence[str]] = lambda pair: (),
 ) -> tuple[dict[Pair, Reading], dict[Pair, str]]:
-    """Return the readings of ``to_read`` and the texts written freely (:func:`generate`) for ``to_write``."""
+    """Return the readings of ``to_read`` and the texts written freely (:func:`generate`) for ``to_write``.
+
+    ``guesses`` are texts that might be written for a pair: they cost little, and each that is right saves much.
+    """
     prompts: dict[Ids, _Prompt] = {}
     for pair in dict.fromkeys(to_read):
         text = lm.encode(*pair)
         _at(prompts, text.ids[: text.prompt_end], pair).read[pair] = text.target_ids
     for pair in dict.fromkeys(to_write):
-        _at(prompts, lm.encode(pair[0]).ids, pair).write[pair] = _room(lm, *pair)
+        prompt = _at(prompts, lm.encode(pair[0]).ids, pair)
+        prompt.write[pair] = _room(lm, *pair)
+        prompt.guesses[pair] = [lm.encode(pair[0], text).ids[len(prompt.ids) :] for text in guesses(pair) if text]
     readings: dict[Pair, Reading] = {}
     texts: dict[Pair, str] = {}
     stops = _Stops(lm) if to_write else None
@@ -168,6 +177,7 @@ def _texts(prefill: Prefill, prompts: Sequence[_Prompt], stops: _Stops) -> dict[
             torch.tensor([number for number, _, _ in part], device=device),
             torch.tensor([room for _, _, room in part], device=device),
             torch.stack([stops.behind(target) for _, (_, target), _ in part]),
+            [prompts[number].guesses[pair] for number, pair, _ in part],
         )
         for (_, pair, _), ids in zip(part, new, strict=True):
             found[pair] = str(lm.tokenizer.decode(ids, skip_special_tokens=True))
