@@ -15,13 +15,16 @@ from everedit.models.hooks import capture, resumed_after
 from everedit.models.prefill import held_cache
 from everedit.models.tokens import Encoded
 
-__all__ = ["Lane", "build_lanes"]
+__all__ = ["Lane", "build_lanes", "passes"]
 
 # Up to so many edits, one pass over the weights costs more than some padding.
 _MERGE_UP_TO = 2
 # Matrix products with fewer rows than this wait for the weights rather than for the arithmetic.
 _ENOUGH_TOKENS = 96
 _ENOUGH_TOKENS_ON_ACCELERATOR = 4096
+# What runs forward and backward at once, and so keeps its activations, is not much larger than it must be.
+_MOST_TOKENS = 384
+_MOST_TOKENS_ON_ACCELERATOR = 16_384
 
 
 @dataclass
@@ -168,12 +171,32 @@ def build_lanes(
     kept = [_Row(row.ids[: row.subject_last + 1], row, edit, False, True) for edit, row in enumerate(essence)]
     if kept and len(rows) <= _MERGE_UP_TO:
         return [_lane(lm, scored + kept, len(rows[0]), layer, site)]
-    busy = _ENOUGH_TOKENS_ON_ACCELERATOR if lm.on_accelerator else _ENOUGH_TOKENS
-    groups = [*_by_tail(scored, busy), *([kept] if kept else [])]
+    groups = [*_by_tail(scored, *_token_limits(lm)), *([kept] if kept else [])]
     return [_lane(lm, group, len(rows[0]), layer, site) for group in groups]
 
 
-def _by_tail(rows: list[_Row], enough_tokens: int) -> list[list[_Row]]:
+def passes(lm: LanguageModel, lanes: Sequence[Lane]) -> list[list[Lane]]:
+    """Return the lanes in groups that run forward and backward together."""
+    most = _token_limits(lm)[1]
+    groups: list[list[Lane]] = []
+    held = 0
+    for lane in lanes:
+        tokens = lane.hidden.shape[0] * lane.hidden.shape[1]
+        if not groups or held + tokens > most:
+            groups.append([])
+            held = 0
+        groups[-1].append(lane)
+        held += tokens
+    return groups
+
+
+def _token_limits(lm: LanguageModel) -> tuple[int, int]:
+    if lm.on_accelerator:
+        return _ENOUGH_TOKENS_ON_ACCELERATOR, _MOST_TOKENS_ON_ACCELERATOR
+    return _ENOUGH_TOKENS, _MOST_TOKENS
+
+
+def _by_tail(rows: list[_Row], enough_tokens: int, most_tokens: int) -> list[list[_Row]]:
     """Split rows, in order of their tails' lengths, where a longer tail would make much padding.
 
     A group keeps growing while it is too small to keep the processor busy, or while padding stays under a tenth.
@@ -182,7 +205,8 @@ def _by_tail(rows: list[_Row], enough_tokens: int) -> list[list[_Row]]:
     real = 0
     for row in sorted(rows, key=_Row.tail):
         padded = (len(groups[-1]) + 1) * row.tail() if groups else 0
-        if not groups or (real >= enough_tokens and padded > 1.1 * (real + row.tail())):
+        wasteful = real >= enough_tokens and padded > 1.1 * (real + row.tail())
+        if not groups or wasteful or padded > most_tokens:
             groups.append([])
             real = 0
         groups[-1].append(row)

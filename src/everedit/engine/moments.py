@@ -92,11 +92,13 @@ def _readable(path: Path) -> Iterator[None]:
 
 def _sampled(lm: LanguageModel, corpus: Corpus) -> Iterator[list[int]]:
     """Sample texts from the model at temperature 1, many rows at a time."""
-    rows, seed = 64, corpus.seed
+    seed = corpus.seed
     start = lm.tokenizer.bos_token_id if lm.tokenizer.bos_token_id is not None else lm.pad_id
     words = [row for word in _OPENINGS if (row := list(lm.encode(word).ids))]
     room = lm.context_tokens - max(map(len, words), default=1)
-    length = min(128, corpus.window_tokens, room)
+    # Few tokens come as many short texts, since a step costs about the same for one row as for all.
+    rows = 64
+    length = min(128, max(32, -(-corpus.tokens // rows)), corpus.window_tokens, room)
     while True:
         begin = [words[(seed * rows + index) % len(words)] or [start] for index in range(rows)]
         for prompt, new in zip(begin, lm.generate_ids(begin, max_new_tokens=length, top_k=0, seed=seed), strict=True):

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from everedit.edit import Edit
-from everedit.engine.lanes import Lane, build_lanes
+from everedit.engine.lanes import Lane, build_lanes, passes
 from everedit.engine.rows import chunks, essence_row, prompt_rows
 from everedit.errors import NumericalError
 from everedit.models import LanguageModel
@@ -136,18 +136,11 @@ def _optimise(lm: LanguageModel, lanes: list[Lane], n: int, config: TargetConfig
     curves: list[list[float]] = [[] for _ in range(n)]
     for step in range(config.steps):
         last = step == config.steps - 1
-        free = delta.detach().requires_grad_(not last)
-        with torch.set_grad_enabled(not last):
-            nll = torch.zeros(len(live), device=delta.device)
-            probability = torch.zeros(len(live), device=delta.device)
-            penalty = torch.zeros(len(live), device=delta.device)
-            # One product with the vocabulary for all lanes: it reads the largest matrix of a small model once.
-            states = [lane.states_read(lm, free) for lane in lanes]
-            logits = lm.logits(torch.cat(states)).split([len(part) for part in states])
-            for lane, part in zip(lanes, logits, strict=True):
-                lane.add_losses(part, nll, probability, penalty)
-            loss = nll + config.kl * penalty + config.weight_decay * free.norm(dim=-1) / norms[live] ** 2
-        values = loss.detach()
+        values, gradient = _decay(delta, norms[live], config)
+        probability = torch.zeros(len(live), device=delta.device)
+        for group in passes(lm, lanes):
+            found = _terms(lm, group, delta, config, with_gradient=not last)
+            values, probability, gradient = values + found[0], probability + found[1], gradient + found[2]
         if not bool(torch.isfinite(values).all()):
             raise NumericalError(
                 what="the value optimisation met a loss that is not finite",
@@ -158,19 +151,39 @@ def _optimise(lm: LanguageModel, lanes: list[Lane], n: int, config: TargetConfig
         ended = values < config.stop_loss if not last else torch.ones_like(values, dtype=torch.bool)
         for at in ended.nonzero()[:, 0].tolist():
             row = int(live[at])
-            done[row] = Target(
-                origins[row].clone(), free.detach()[at].clone(), tuple(curves[row]), float(probability[at])
-            )
+            done[row] = Target(origins[row].clone(), delta[at].clone(), tuple(curves[row]), float(probability[at]))
         if bool(ended.all()):
             break
-        gradient = torch.autograd.grad(loss.sum(), free)[0]
-        with torch.no_grad():
-            delta = adam.step(free.detach(), gradient)
-            limit = config.clamp * norms[live]
-            delta = delta * (limit / delta.norm(dim=-1).clamp_min(1e-12)).clamp_max(1)[:, None]
+        delta = adam.step(delta, gradient)
+        limit = config.clamp * norms[live]
+        delta = delta * (limit / delta.norm(dim=-1).clamp_min(1e-12)).clamp_max(1)[:, None]
         if bool(ended.any()):
             keep = (~ended).nonzero()[:, 0]
             live, delta = live[keep], delta[keep]
             adam.keep(keep)
             lanes = [kept for lane in lanes if len((kept := lane.keep(keep)).owner)]
     return [done[row] for row in range(n)]
+
+
+def _terms(
+    lm: LanguageModel, lanes: Sequence[Lane], delta: Tensor, config: TargetConfig, *, with_gradient: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the lanes' shares of the losses (n,), of the targets' probabilities (n,), and of the gradient (n, H)."""
+    free = delta.detach().requires_grad_(with_gradient)
+    nll, probability, penalty = (torch.zeros(len(delta), device=delta.device) for _ in range(3))
+    with torch.set_grad_enabled(with_gradient):
+        # One product with the vocabulary for all lanes: it reads the largest matrix of a small model once.
+        states = [lane.states_read(lm, free) for lane in lanes]
+        logits = lm.logits(torch.cat(states)).split([len(part) for part in states])
+        for lane, part in zip(lanes, logits, strict=True):
+            lane.add_losses(part, nll, probability, penalty)
+        loss = nll + config.kl * penalty
+    gradient = torch.autograd.grad(loss.sum(), free)[0] if with_gradient else torch.zeros_like(delta)
+    return loss.detach(), probability, gradient
+
+
+def _decay(delta: Tensor, norms: Tensor, config: TargetConfig) -> tuple[Tensor, Tensor]:
+    """Return weight_decay * ||delta|| / ||origin||^2 and its gradient, which is 0 where delta is."""
+    size = delta.norm(dim=-1)
+    scale = config.weight_decay / norms**2
+    return scale * size, (scale / size.clamp_min(1e-20))[:, None] * delta
