@@ -1,11 +1,12 @@
-"""Search a method's settings on records that no table uses: single edits, each undone before the next.
+"""Search a method's settings on records that no table uses: single edits, each undone before the next, or a stream.
 
-    python benchmarks/search_settings.py --model smollm2-135m --data zsre --data-path FILE --records 300:400 \
+    python -m benchmarks.search_settings --model smollm2-135m --data zsre --data-path FILE --records 300:400 \
         --corpus TEXT.jsonl --out search.jsonl --grid '{"method": ["memit"], "layers": [[8, 9, 10]], "lr": [0.1, 0.5]}'
 
 A grid is a JSON object of lists; every combination is tried. Keys of the value optimisation (lr, steps, clamp, kl,
-weight_decay, stop_loss) go to the target's settings, the others to the method's. Each result is a line of ``--out``;
-combinations that are there already are skipped.
+weight_decay, stop_loss) go to the target's settings, those that begin with "policy." to the policy's, the others to
+the method's. Each result is a line of ``--out``; combinations that are there already are skipped. With ``--stream`` the
+edits are made one after another and the scores are those of all of them at the end.
 """
 
 from __future__ import annotations
@@ -29,8 +30,14 @@ PROTOCOLS = ("teacher-forced/token-accuracy@1", "teacher-forced/all-tokens@1")
 
 def settings_of(point: dict) -> dict:
     target = {key: value for key, value in point.items() if key in TargetConfig.model_fields}
-    rest = {key: value for key, value in point.items() if key not in target and key not in ("method", "policy")}
+    rest = {
+        key: value for key, value in point.items() if key not in target and not key.startswith(("method", "policy"))
+    }
     return {**rest, "target": target} if target else rest
+
+
+def policy_settings_of(point: dict) -> dict:
+    return {key.removeprefix("policy."): value for key, value in point.items() if key.startswith("policy.")}
 
 
 def single_edits(editor: Editor, edits: list, evaluator: Evaluator, baseline, cache: dict) -> dict:
@@ -57,6 +64,28 @@ def single_edits(editor: Editor, edits: list, evaluator: Evaluator, baseline, ca
     }
 
 
+def stream(editor: Editor, edits: list, evaluator: Evaluator, baseline, cache: dict) -> dict:
+    """Scores of all edits at the end of a stream of them; values found on the base model are found once."""
+    start = time.perf_counter()
+    editor.prepare()
+    method = editor.method
+    if editor.policy.edits_from == "base":
+        key = f"{method.name} {method.layers()[-1]} {method.config.target} {method.config.contexts}"
+        if key not in cache:
+            cache[key] = method.targets(editor.bench, edits)
+        editor._pending.update({edit.id: target for edit, target in zip(edits, cache[key], strict=True)})
+    for _ in editor.stream(edits):
+        pass
+    means = average(evaluator.score(edits, baseline))[PROTOCOLS[0]]
+    growth = max(editor.norm_ratios().values())
+    editor.reset()
+    return {
+        **{key: round(value, 4) for key, value in means.items() if value is not None},
+        "norm_ratio": round(growth, 4),
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
@@ -68,6 +97,7 @@ def main() -> None:
     parser.add_argument("--grid", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--shard", default="0/1", help="this process's share of the grid, e.g. 2/8")
+    parser.add_argument("--stream", action="store_true", help="one stream of all records, scored at its end")
     options = parser.parse_args()
     first, last = map(int, options.records.split(":"))
     edits = load_edits(options.data, options.data_path).edits[first:last]
@@ -84,14 +114,16 @@ def main() -> None:
         if json.dumps(point, sort_keys=True) in known:
             continue
         corpus = Corpus(options.corpus, options.tokens)
-        editor = Editor(lm, point["method"], method_settings=settings_of(point), corpus=corpus)
+        settings = {"method_settings": settings_of(point), "policy_settings": policy_settings_of(point)}
+        editor = Editor(lm, point["method"], point.get("policy", "accumulate"), corpus=corpus, **settings)
+        measure = stream if options.stream else single_edits
         row = {
             "data": options.data,
             "point": point,
-            **single_edits(editor, edits, evaluator, baseline, cache),
+            **measure(editor, edits, evaluator, baseline, cache),
         }
-        with options.out.open("a") as stream:
-            stream.write(json.dumps(row) + "\n")
+        with options.out.open("a") as file:
+            file.write(json.dumps(row) + "\n")
         print(json.dumps(row), flush=True)
 
 

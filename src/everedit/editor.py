@@ -9,19 +9,22 @@ from typing import Any
 
 from torch import Tensor
 
+from everedit.data import load_edits
 from everedit.edit import Edit
 from everedit.engine.bench import Workbench
 from everedit.engine.keys import token_keys
 from everedit.engine.moments import Corpus, MomentStore
+from everedit.engine.settings import validated
 from everedit.engine.state import State
 from everedit.engine.target import Target
 from everedit.engine.weights import EditedWeights, Snapshot
 from everedit.errors import EditError, EvereditError, NotApplicable
 from everedit.evaluation import EditScores, Evaluator
-from everedit.methods import Method, method_class, validated
+from everedit.methods import Method, method_class
 from everedit.models import LanguageModel, load_model
+from everedit.models.layout import oriented
 from everedit.patch import Patch
-from everedit.policies import Policy, Step, policy_class
+from everedit.policies import Preparation, Step, make_policy
 
 __all__ = ["Answer", "Commit", "EditResult", "Editor", "StreamState"]
 
@@ -97,19 +100,15 @@ class Editor:
         seed: int = 0,
     ) -> None:
         self.lm = lm
-        kind, rule = method_class(method), policy_class(policy)
+        kind = method_class(method)
+        self.policy = make_policy(policy, policy_settings or {})
         config = validated(kind.Config, method_settings or {}, f"method {method}")
-        self.method: Method = kind(config.resolved(lm.layout))  # type: ignore[attr-defined]
+        self.method: Method = kind(config.resolved(lm.layout))
         self.method.check(lm.layout)
-        self.policy: Policy = rule(validated(rule.Config, policy_settings or {}, f"policy {policy}"))  # type: ignore[arg-type]
-        if self.policy.needs == "weights" and kind.traits.changes != "weights":
-            raise NotApplicable(
-                what=f"the policy {policy} combines changes of weights, and {method} changes the {kind.traits.changes}",
-                fix="use the policy accumulate",
-            )
+        self._require_fitting_policies()
         self.bench = Workbench(lm, MomentStore(lm, corpus or Corpus()), seed)
         self.evaluator = Evaluator(lm)
-        self._weights = EditedWeights(lm)
+        self._weights = EditedWeights(lm, self.policy.read_out if self.policy.reads_out else None)
         self._method_state, self._policy_state = State(), State()
         self._pending: dict[str, Target] = {}
         self._prepared = False
@@ -128,8 +127,24 @@ class Editor:
         """Load ``model`` (alias, folder or hub id) and return an editor for it; ``options`` as in the constructor."""
         # A misspelt name should not cost the loading of a model.
         method_class(method)
-        policy_class(policy)
+        make_policy(policy, options.get("policy_settings") or {})
         return cls(load_model(model, device=device, dtype=dtype), method, policy, **options)
+
+    def _require_fitting_policies(self) -> None:
+        """Raise :class:`NotApplicable` if a policy works on something that the method does not have."""
+        traits = self.method.traits
+        for policy in self.policy.parts:
+            if policy.needs == "weights" and traits.changes != "weights":
+                raise NotApplicable(
+                    what=f"the policy {policy.name} combines changes of weights, and {self.method.name} changes the "
+                    f"{traits.changes}",
+                    fix="use the policy accumulate",
+                )
+            if policy.needs == "values" and not traits.solves_values:
+                raise NotApplicable(
+                    what=f"the policy {policy.name} works on solved values, and {self.method.name} solves for none",
+                    fix="use it with a method whose traits say solves_values (everedit methods ls)",
+                )
 
     def prepare(self) -> None:
         """Gather what the method needs from the unedited model; done by the first edit if not before."""
@@ -138,7 +153,19 @@ class Editor:
                 # The statistics' provenance names the unedited weights.
                 _ = self.bench.moments.provenance
                 self.method.prepare(self.bench)
+                self.policy.prepare(self._preparation())
             self._prepared = True
+
+    def _preparation(self) -> Preparation:
+        def solve(edits: Sequence[Edit]) -> list[Target]:
+            return self.method.targets(self.bench, edits, [""])
+
+        def pool(name: str, path: str | None) -> Sequence[Edit]:
+            return load_edits(name, path).edits
+
+        settings = self.method.config.model_dump(mode="json")
+        provenance = {"model": self.lm.fingerprint, "method": self.method.name, "settings": settings}
+        return Preparation(pool, solve, provenance)
 
     def check(self, edit: Edit) -> None:
         """Raise an :class:`everedit.errors.EvereditError` if the method cannot make this edit on this model."""
@@ -202,13 +229,11 @@ class Editor:
         """Compute the change aside, check it, then write it."""
         self.prepare()
         known = [self._pending[edit.id] for edit in edits if edit.id in self._pending]
-        if self.policy.edits_from == "base":
-            with self._weights.detached():
-                method_state, targets, step = self._fit(edits, known)
-        else:
-            method_state, targets, step = self._fit(edits, known)
+        with self._weights.showing("base" if self.policy.edits_from == "base" else "stream"):
+            method_state, policy_state, targets, step = self._fit(edits, known)
+            with self.bench.clock.phase("policy"):
+                change, policy_state = self.policy.combine(step, policy_state)
         with self.bench.clock.phase("policy"):
-            change, policy_state = self.policy.combine(step, self._policy_state)
             self._weights.commit(change)
         self._method_state, self._policy_state = method_state, policy_state
         for edit in edits:
@@ -216,16 +241,22 @@ class Editor:
         probability = sum(target.probability for target in targets) / len(targets) if targets else None
         return Commit(tuple(edits), change, change.norm(), probability, self.bench.clock.take())
 
-    def _fit(self, edits: Sequence[Edit], known: Sequence[Target]) -> tuple[State, Sequence[Target], Step]:
+    def _fit(self, edits: Sequence[Edit], known: Sequence[Target]) -> tuple[State, State, Sequence[Target], Step]:
         targets = known if len(known) == len(edits) else self.method.targets(self.bench, edits)
+        targets, policy_state = self.policy.adjust(targets, self._policy_state)
         patch, state = self.method.fit(self.bench, edits, self._method_state, targets)
         patch.require_finite()
         keys: dict[str, Tensor] = {}
-        if self.policy.name != "accumulate":
+        if self.policy.reads_keys:
             # Read now, in the model that the method saw.
             with self.bench.clock.phase("keys"):
                 keys = token_keys(self.lm, edits, list(patch.deltas))
-        return state, targets, Step(patch, keys.__getitem__, self._weights.shift)
+        layout = self.lm.layout
+
+        def weight(name: str) -> Tensor:
+            return oriented(layout.module_of(name)).float()
+
+        return state, policy_state, targets, Step(patch, keys.__getitem__, self._weights.shift, weight)
 
     @contextmanager
     def trial(self, edits: Edit | Sequence[Edit], *, score: bool = True) -> Iterator[EditResult]:

@@ -19,12 +19,23 @@ _SHARED = {"target": _TARGET, "contexts": [[6, 2]]}
 
 METHOD_SETTINGS: dict[str, dict[str, Any]] = {
     "rome": {"layer": 1, **_SHARED},
+    "r-rome": {"layer": 1, **_SHARED},
+    "wilke": {"layers": (0, 1), **_SHARED},
     "memit": {"layers": (0, 1), "moment_weight": 0.01, **_SHARED},
+    "alphaedit": {"layers": (0, 1), "threshold": 0.05, "ridge": 0.01, **_SHARED},
+    "rlsedit": {"layers": (0, 1), "moment_weight": 0.01, **_SHARED},
+    "emmet": {"layers": (0, 1), **_SHARED},
+    "ft": {"layers": (1,), "lr": 1e-2},
+    "ft-l": {"layers": (1,), "lr": 1e-2, "box": 0.2},
+    "ft-m": {"layers": (1,), "lr": 1e-2},
 }
 """Settings that suit four narrow layers; a method that is not named here runs with its own defaults."""
 
 POLICY_SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
     "simie": ({"lam": 1e-4, "start": "current"}, {"lam": 1e-4, "start": "base"}),
+    "nas": ({"samples": 6, "enlarge": False, "skip_beyond": 100.0},),
+    "rect": ({"keep": 0.6},),
+    "prune": ({"function": "log1_2"},),
 }
 """The variants in which a policy is tried; one that is not named here runs with its own defaults."""
 

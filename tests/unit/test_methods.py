@@ -93,9 +93,14 @@ def cosine(one: Tensor, other: Tensor) -> float:
 
 
 @pytest.mark.parametrize("family", [*PLAIN, "gemma2"])
-@pytest.mark.parametrize("write_key", ["bare", "mean"])
-def test_rome_maps_the_key_to_the_value(write_key: str, family: str, corpus_path: Path) -> None:
-    editor, edit, plain = editor_of(family, corpus_path, "rome", write_key=write_key), EDITS[0], Plain(family)
+@pytest.mark.parametrize(
+    ("method", "settings", "write_key"),
+    [("rome", {}, "bare"), ("r-rome", {}, "mean"), ("r-rome", {"key": "bare"}, "bare")],
+)
+def test_rome_maps_the_key_to_the_value(
+    method: str, settings: dict[str, Any], write_key: str, family: str, corpus_path: Path
+) -> None:
+    editor, edit, plain = editor_of(family, corpus_path, method, **settings), EDITS[0], Plain(family)
     patch, [target] = fitted(editor, [edit])
     assert target.delta.norm() > 0.1 * target.origin.norm()
     assert torch.allclose(plain.read(edit, 1).mlp.float(), target.origin, atol=1e-4)
@@ -285,8 +290,8 @@ def test_a_real_models_edit_maps_key_to_value(corpus_path: Path, monkeypatch: py
     monkeypatch.delenv("EVEREDIT_CACHE")
     lm: LanguageModel = load_model("smollm2-135m", device="cpu")
     edit = Edit(prompt="The capital city of Kenya", subject="Kenya", target_new="is Cairo")
-    settings = {"contexts": [[6, 2]], "target": {"steps": 4}, "write_key": "mean"}
-    editor = Editor(lm, "rome", method_settings=settings, corpus=Corpus(corpus_path, 2048, 128))
+    settings = {"contexts": [[6, 2]], "target": {"steps": 4}}
+    editor = Editor(lm, "r-rome", method_settings=settings, corpus=Corpus(corpus_path, 2048, 128))
     editor.bench.moments.root = corpus_path.parent
     patch, [target] = fitted(editor, [edit])
     [(name, delta)] = patch.deltas.items()

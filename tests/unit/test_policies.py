@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from everedit.editor import Editor
+from everedit.engine.settings import validated
 from everedit.engine.state import State
 from everedit.errors import EditError, UnknownName
 from everedit.experiments.folder import RunFolder
-from everedit.methods import validated
 from everedit.patch import Dense, LowRank, Patch
 from everedit.policies import Policy, Step, policy_class, policy_names
+from everedit.policies._base import STAGES
 from everedit.policies.simie import SimieConfig
 from tests.support.editing import home_town, make_editor
 from tests.support.loading import fresh
@@ -54,7 +55,7 @@ class Stream:
         for index, keys in list(enumerate(self.keys))[start:stop]:
             seen = self.base if self.policy.edits_from == "base" else self.now
             raw, shift = self.method(seen, index), self.now - self.base
-            step = Step(Patch({NAME: Dense(raw)}), {NAME: keys}.__getitem__, {NAME: shift}.__getitem__)
+            step = Step(Patch({NAME: Dense(raw)}), {NAME: keys}.__getitem__, {NAME: shift}.__getitem__, {}.__getitem__)
             change, self.state = self.policy.combine(step, self.state)
             self.now = self.now + change.deltas[NAME].dense()
         return self.now - self.base
@@ -214,7 +215,7 @@ def test_a_step_leaves_the_state_it_was_given(solver: str) -> None:
 def test_p_is_kept_for_each_weight_by_itself() -> None:
     first, second = normal(D_IN, 2, seed=1), normal(4, 3, seed=2)
     patch = Patch({"a": Dense(normal(D_OUT, D_IN, seed=3)), "b": Dense(normal(7, 4, seed=4))}, {"from": "here"})
-    step = Step(patch, {"a": first, "b": second}.__getitem__, {}.__getitem__)
+    step = Step(patch, {"a": first, "b": second}.__getitem__, {}.__getitem__, {}.__getitem__)
     change, state = simie(lam=2.0).combine(step, State())
     for name, keys in (("a", first), ("b", second)):
         assert torch.allclose(state.tensors[f"P|{name}"], 2 * torch.eye(len(keys)).double() + keys @ keys.T)
@@ -280,7 +281,7 @@ def test_accumulation_passes_the_patch_itself() -> None:
     patch, state = Patch({NAME: Dense(normal(2, 3, seed=0))}), State(values={"kept": 1})
     policy = policy_class("accumulate")(policy_class("accumulate").Config())
     assert policy.edits_from == "current"
-    assert policy.combine(Step(patch, {}.__getitem__, {}.__getitem__), state) == (patch, state)
+    assert policy.combine(Step(patch, {}.__getitem__, {}.__getitem__, {}.__getitem__), state) == (patch, state)
 
 
 # --------------------------------------------------------------------------- the registry
@@ -292,7 +293,8 @@ def test_the_registry_lists_files_and_suggests_near_names() -> None:
         kind = policy_class(name)
         assert kind.name == name
         assert kind.title
-        assert kind.traits()["needs"] in ("weights", "any")
+        assert kind.traits()["needs"] in ("", "weights", "values")
+        assert kind.traits()["stage"] in STAGES
     with pytest.raises(UnknownName, match="did you mean accumulate"):
         policy_class("acumulate")
 

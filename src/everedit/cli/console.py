@@ -27,11 +27,15 @@ def show_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
-def show_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
-    """Show a table; numbers with three digits behind the point, a dash where there is nothing."""
+def show_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]], *, short: bool = True) -> None:
+    """Show a table; numbers with three digits behind the point, a dash where there is nothing.
+
+    ``short`` tells that the first column holds names, which are not broken into lines.
+    """
     table = Table(title=title, title_justify="left", title_style="bold")
-    for column in columns:
-        table.add_column(column)
+    for index, column in enumerate(columns):
+        # The first column names the row: it must be readable, and searchable, on a narrow terminal too.
+        table.add_column(column, no_wrap=index == 0 and short)
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
     terminal.print(table)

@@ -43,7 +43,9 @@ def demo(
     # First and last of the stream and one from the middle: old edits must hold as well as new ones.
     chosen = [rewrites[0], rewrites[len(rewrites) // 2], rewrites[-1]]
     rows = [(s["prompt"], s["target"], s["base_text"].strip(), s["edited_text"].strip()) for s in chosen]
-    show_table("Free answers after the whole stream", ("prompt", "target", "unedited model", "edited model"), rows)
+    show_table(
+        "Free answers after the whole stream", ("prompt", "target", "unedited model", "edited model"), rows, short=False
+    )
     terminal.print(f"open in a browser: {(folder / 'report.html').resolve()}", soft_wrap=True)
 
 

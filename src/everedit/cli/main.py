@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import typer
 
 from everedit._version import __version__
@@ -43,6 +45,13 @@ app.add_typer(data.app, name="data")
 app.add_typer(stats.app, name="stats")
 
 
+# A stream meets texts of ever new lengths. oneDNN and its wrapper in torch keep a thousand kernels each, one for every
+# shape, and read these variables once: with fewer a process does not grow for hours, and is no slower.
+_KERNELS_KEPT = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}
+
+
 def main() -> None:
     """Run the command line."""
+    for name, count in _KERNELS_KEPT.items():
+        os.environ.setdefault(name, count)
     app()

@@ -20,19 +20,17 @@ def methods_ls(json: bool = typer.Option(False, "--json", help="Write JSON.")) -
     if json:
         show_json({n: {**m.traits.as_dict(), "settings": m.Config.model_json_schema()} for n, m in found.items()})
         return
-    columns = ("method", "title", "changes", "subject", "statistics", "training", "batches", "enc-dec", "paper")
-    flags = ("needs_subject", "needs_moments", "needs_training", "solves_batches", "encoder_decoder")
+    needs = {"needs_subject": "a subject", "needs_moments": "statistics", "needs_training": "training"}
+    can = {"solves_batches": "batches", "keeps_state": "keeps state", "encoder_decoder": "encoder-decoders"}
     rows = [
-        (
-            name,
-            m.traits.title,
-            m.traits.changes,
-            *("yes" if getattr(m.traits, f) else "no" for f in flags),
-            m.traits.paper,
-        )
+        (name, m.traits.title, m.traits.changes, _named(m.traits, needs), _named(m.traits, can), m.traits.paper)
         for name, m in found.items()
     ]
-    show_table("Methods", columns, rows)
+    show_table("Methods", ("method", "title", "changes", "needs", "can", "paper"), rows)
+
+
+def _named(traits: object, words: dict[str, str]) -> str:
+    return ", ".join(word for trait, word in words.items() if getattr(traits, trait)) or "–"
 
 
 @policies_app.command("ls")
@@ -45,5 +43,5 @@ def policies_ls(json: bool = typer.Option(False, "--json", help="Write JSON.")) 
     if json:
         show_json({n: {**p.traits(), "settings": p.Config.model_json_schema()} for n, p in found.items()})
         return
-    rows = [(name, p.title, p.needs, ", ".join(p.Config.model_fields) or "–", p.paper) for name, p in found.items()]
-    show_table("Policies", ("policy", "title", "needs", "settings", "paper"), rows)
+    rows = [(name, p.title, p.stage, ", ".join(p.Config.model_fields) or "–", p.paper) for name, p in found.items()]
+    show_table("Policies", ("policy", "title", "stage", "settings", "paper"), rows)

@@ -44,12 +44,13 @@ def token_keys(lm: LanguageModel, edits: Sequence[Edit], weights: Sequence[str])
 
 @dataclass(frozen=True)
 class Reading:
-    """What :class:`LayerWalk` reads at one layer for n edits: ``keys`` (n, prefixes, D), and for the bare
-    prompt the MLP's output there, ``mlp`` (n, H), and the last layer's block output, ``state`` (n, H).
+    """What :class:`LayerWalk` reads at one layer for n edits: ``keys`` (n, prefixes, D), and for the bare prompt
+    the MLP's output there, ``mlp`` (n, H), and the last layer's MLP and block outputs, ``output`` and ``state`` (n, H).
     """
 
     keys: Tensor
     mlp: Tensor
+    output: Tensor
     state: Tensor
 
 
@@ -85,12 +86,11 @@ class LayerWalk:
         """
         found = [self._read(part, layer, updates) for part in self._parts]
         self._resume_at = layer
-        keys, mlp, state = (torch.cat(pieces) for pieces in zip(*found, strict=True))
+        keys, *outputs = (torch.cat(pieces) for pieces in zip(*found, strict=True))
         grouped = keys.view(-1, self.n_prefixes, keys.shape[-1])
-        bare = slice(None, None, self.n_prefixes)
-        return Reading(grouped, mlp[bare], state[bare])
+        return Reading(grouped, *(output[:: self.n_prefixes] for output in outputs))
 
-    def _read(self, part: _Part, layer: int, updates: Mapping[int, LowRank]) -> tuple[Tensor, Tensor, Tensor]:
+    def _read(self, part: _Part, layer: int, updates: Mapping[int, LowRank]) -> tuple[Tensor, ...]:
         layout = self.lm.layout
         blocks = [layout.block(index) for index in range(self._resume_at)]
         last_block, out = layout.block(self.last_layer), layout.mlp_out(layer)
@@ -104,7 +104,7 @@ class LayerWalk:
             seen = stack.enter_context(
                 capture(
                     {"key": out, "entering": layout.block(layer)},
-                    {"mlp": out, "state": last_block},
+                    {"mlp": out, "output": layout.mlp_out(self.last_layer), "state": last_block},
                     rows=len(part.batch),
                 )
             )
@@ -112,7 +112,7 @@ class LayerWalk:
             self.lm.states(**part.batch.inputs())
         part.entering = seen["entering"]
         at = (torch.arange(len(part.batch), device=self.lm.device), part.last)
-        return seen["key"][at].float(), seen["mlp"][at].float(), seen["state"][at].float()
+        return tuple(seen[name][at].float() for name in ("key", "mlp", "output", "state"))
 
 
 def _added(module: torch.nn.Module, update: LowRank) -> AbstractContextManager[None]:

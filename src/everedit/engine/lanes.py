@@ -50,7 +50,8 @@ class Lane:
 
     ``hidden`` (rows, S, H) is block L's output from t on; ``past`` the keys and values before t by layer; ``mask``
     (rows, P + S) and ``positions`` (rows, S) as the model takes them; ``owner`` the edit of each row. ``mlp`` and
-    ``rest`` (rows, H) split block L's output at t where a norm stands behind the MLP. A lane scores its ``reads``;
+    ``rest`` (rows, H) split block L's output at t where a norm stands behind the MLP; ``added`` (rows, H) is the MLP's
+    part of it. A lane scores its ``reads``;
     of the rows marked in ``essence`` it keeps the next-token distribution at t.
     """
 
@@ -64,14 +65,16 @@ class Lane:
     essence: Tensor
     prefixes: int
     origin: Tensor
+    added: Tensor
     reads: Reads | None
     mlp: Tensor | None = None
     rest: Tensor | None = None
     initial: Tensor | None = None
 
-    def put_origins(self, out: Tensor) -> None:
-        """Fill in the vectors that edits start from, (edits, H): the site's value at t behind the empty prefix."""
-        out[self.owner[self.bare]] = self.origin[self.bare]
+    def put_origins(self, origins: Tensor, before: Tensor) -> None:
+        """Fill in, (edits, H) each and behind the empty prefix, the site's values at t and what the MLP added there."""
+        origins[self.owner[self.bare]] = self.origin[self.bare]
+        before[self.owner[self.bare]] = self.added[self.bare]
 
     def states_read(self, lm: LanguageModel, delta: Tensor) -> Tensor:
         """Return the final states (n, H) whose logits the lane needs, given ``delta`` (edits, H): essence first."""
@@ -138,6 +141,7 @@ class Lane:
             bare=self.bare[rows],
             essence=self.essence[rows],
             origin=self.origin[rows],
+            added=self.added[rows],
             reads=self.reads.keep(rows, len(self.owner)) if self.reads else None,
             mlp=pick(self.mlp),
             rest=pick(self.rest),
@@ -229,7 +233,7 @@ def _lane(lm: LanguageModel, rows: Sequence[_Row], prefixes: int, layer: int, si
     anchors = [row.text.subject_last for row in rows]
     batch, start = lm.pad([row.ids for row in rows], anchors=anchors), max(anchors)
     outputs = {"block": layout.block(layer), "mlp": layout.mlp_out(layer)}
-    norm = layout.mlp_norm(layer) if site == "mlp" else None
+    norm = layout.mlp_norm(layer)
     if norm is not None:
         outputs["norm"] = norm
     cache = DynamicCache()
@@ -239,7 +243,8 @@ def _lane(lm: LanguageModel, rows: Sequence[_Row], prefixes: int, layer: int, si
     past = [(part.keys[:, :, :start].clone(), part.values[:, :, :start].clone()) for part in kept]
     hidden = seen["block"][:, start:]
     mlp = seen["mlp"][:, start].float()
-    normed = norm is not None
+    added = mlp if norm is None else seen["norm"][:, start].float()
+    split = site == "mlp" and norm is not None
     return Lane(
         layer=layer,
         hidden=hidden.clone(),
@@ -251,7 +256,8 @@ def _lane(lm: LanguageModel, rows: Sequence[_Row], prefixes: int, layer: int, si
         essence=torch.tensor([row.essence for row in rows], device=lm.device),
         prefixes=prefixes,
         origin=mlp if site == "mlp" else hidden[:, 0].float().clone(),
+        added=mlp if site == "mlp" else added,
         reads=_reads(rows, lm.device),
-        mlp=mlp if normed else None,
-        rest=hidden[:, 0].float() - seen["norm"][:, start].float() if normed else None,
+        mlp=mlp if split else None,
+        rest=hidden[:, 0].float() - added if split else None,
     )

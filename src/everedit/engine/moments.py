@@ -101,7 +101,9 @@ def _sampled(lm: LanguageModel, corpus: Corpus) -> Iterator[list[int]]:
     length = min(128, max(32, -(-corpus.tokens // rows)), corpus.window_tokens, room)
     while True:
         begin = [words[(seed * rows + index) % len(words)] or [start] for index in range(rows)]
-        for prompt, new in zip(begin, lm.generate_ids(begin, max_new_tokens=length, top_k=0, seed=seed), strict=True):
+        # No text ends before its length: the rows that go on would be computed for less.
+        sampled = lm.generate_ids(begin, max_new_tokens=length, min_new_tokens=length, top_k=0, seed=seed)
+        for prompt, new in zip(begin, sampled, strict=True):
             yield [*prompt, *new]
         seed += 1
 
@@ -127,6 +129,12 @@ class SecondMoment:
     def factor(self) -> Factor:
         """Cholesky factor of C with a tiny ridge, which a short corpus needs and a long one does not feel."""
         return Factor.of(self.matrix, self.ridge)
+
+    @cached_property
+    def eigen(self) -> tuple[Tensor, Tensor]:
+        """Eigenvalues of C in ascending order and eigenvectors as columns, float64."""
+        values, vectors = torch.linalg.eigh(self.matrix)
+        return values, vectors
 
 
 def accumulate(

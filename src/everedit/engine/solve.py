@@ -13,7 +13,7 @@ from torch import Tensor
 from everedit.errors import NumericalError
 from everedit.patch import LowRank
 
-__all__ = ["Factor", "rank_one_update", "recursive_gain", "ridge_update"]
+__all__ = ["Factor", "equality_update", "rank_one_update", "recursive_gain", "ridge_update"]
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,18 @@ def ridge_update(factor: Factor, weight: float, keys: Tensor, residuals: Tensor)
     # right = M K (I + K^T M K)^-1; the gram matrix is symmetric positive definite.
     right = Factor.of((gram + gram.T) / 2).solve(mk.T).T
     return LowRank(r, right)
+
+
+def equality_update(factor: Factor, scale: float, ridge: float, keys: Tensor, residuals: Tensor) -> LowRank:
+    """Return EMMET's change R (K^T M K + ridge I)^-1 K^T M with M = (scale C)^-1, which for ridge 0 maps K to R.
+
+    Raises :class:`NumericalError` if the keys depend on each other and there is no ridge.
+    """
+    k, r = keys.double(), residuals.double()
+    mk = factor.solve(k) / scale
+    gram = k.T @ mk
+    gram = (gram + gram.T) / 2 + ridge * torch.eye(k.shape[1], dtype=k.dtype, device=k.device)
+    return LowRank(r, Factor.of(gram).solve(mk.T).T)
 
 
 def recursive_gain(inverse: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:

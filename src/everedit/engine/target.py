@@ -48,14 +48,21 @@ class TargetConfig(BaseModel):
 class Target:
     """The result for one edit: ``origin`` and ``delta`` (H,) float32, whose sum is the value to write.
 
-    ``losses`` is the total loss at each step, ``probability`` that of the target at the last one (the geometric
-    mean over its tokens, averaged over the contexts).
+    ``before`` (H,) is what the MLP added to the residual stream there before the edit. ``losses`` is the total loss
+    at each step, ``probability`` that of the target at the last one (the geometric mean over its tokens, averaged
+    over the contexts).
     """
 
     origin: Tensor
     delta: Tensor
     losses: tuple[float, ...]
     probability: float
+    before: Tensor
+
+    @property
+    def written(self) -> Tensor:
+        """What the MLP would have to add for the residual stream to hold the value, (H,)."""
+        return self.before + self.delta
 
     @property
     def value(self) -> Tensor:
@@ -127,9 +134,9 @@ class _Adam:
 
 
 def _optimise(lm: LanguageModel, lanes: list[Lane], n: int, config: TargetConfig) -> list[Target]:
-    origins = torch.zeros(n, lm.layout.hidden_size, device=lm.device)
+    origins, before = (torch.zeros(n, lm.layout.hidden_size, device=lm.device) for _ in range(2))
     for lane in lanes:
-        lane.put_origins(origins)
+        lane.put_origins(origins, before)
     live = torch.arange(n, device=origins.device)
     delta, norms = torch.zeros_like(origins), origins.norm(dim=-1)
     adam, done = _Adam(delta, config.lr), {}
@@ -151,7 +158,9 @@ def _optimise(lm: LanguageModel, lanes: list[Lane], n: int, config: TargetConfig
         ended = values < config.stop_loss if not last else torch.ones_like(values, dtype=torch.bool)
         for at in ended.nonzero()[:, 0].tolist():
             row = int(live[at])
-            done[row] = Target(origins[row].clone(), delta[at].clone(), tuple(curves[row]), float(probability[at]))
+            done[row] = Target(
+                origins[row].clone(), delta[at].clone(), tuple(curves[row]), float(probability[at]), before[row].clone()
+            )
         if bool(ended.all()):
             break
         delta = adam.step(delta, gradient)

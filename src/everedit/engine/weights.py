@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from everedit.models.layout import oriented
 from everedit.patch import Patch
 
 __all__ = ["EditedWeights", "Snapshot"]
+
+ReadOut = Callable[[Tensor, Tensor], Tensor]
+Face = Literal["base", "stream", "shown"]
 
 
 @dataclass(frozen=True)
@@ -28,14 +32,18 @@ class EditedWeights:
     """Adds patches to a model's weights and can always give the original bits back.
 
     A new weight is computed aside in float64, checked, kept in float32, and written once in the model's dtype,
-    so that small edits add up even where the model's dtype would swallow each of them.
+    so that small edits add up even where the model's dtype would swallow each of them. With a ``read_out``, a function
+    of the original weight and the stream's change of it (both float64), the model shows what that makes of the change,
+    while the stream goes on from the change itself.
     """
 
-    def __init__(self, lm: LanguageModel) -> None:
+    def __init__(self, lm: LanguageModel, read_out: ReadOut | None = None) -> None:
         self.lm = lm
+        self._read_out = read_out
         self._originals: dict[str, Tensor] = {}
         self._masters: dict[str, Tensor] = {}
-        self._detached = 0
+        self._shown: dict[str, Tensor] = {}
+        self._face: Face = "shown"
 
     def _weight(self, name: str) -> Tensor:
         return oriented(self.lm.layout.module_of(name))
@@ -65,29 +73,50 @@ class EditedWeights:
             if not bool(torch.isfinite(master.to(self._weight(name).dtype)).all()):
                 raise NumericalError(what="an edited weight would not be finite; nothing was written", where=name)
             fresh[name] = master
+        shown = {name: self._seen_from_outside(name, master) for name, master in fresh.items()}
         for name, master in fresh.items():
-            self._write(name, master)
+            self._take(name, master, shown[name])
 
-    def _write(self, name: str, master: Tensor) -> None:
+    def _take(self, name: str, master: Tensor, shown: Tensor) -> None:
         weight = self._weight(name)
         if name not in self._originals:
             self._originals[name] = weight.clone()
-        self._masters[name] = master
-        weight.copy_(master)
+        self._masters[name], self._shown[name] = master, shown
+        weight.copy_(self._on(self._face, name))
+
+    def _seen_from_outside(self, name: str, master: Tensor) -> Tensor:
+        if self._read_out is None:
+            return master
+        base = self._originals.get(name, self._weight(name)).double()
+        shown = (base + self._read_out(base, master.double() - base)).float().contiguous()
+        if not bool(torch.isfinite(shown).all()):
+            raise NumericalError(what="an edited weight would not be finite; nothing was written", where=name)
+        return shown
+
+    def _on(self, face: Face, name: str) -> Tensor:
+        return {"base": self._originals, "stream": self._masters, "shown": self._shown}[face][name]
 
     @contextmanager
-    def detached(self) -> Iterator[None]:
-        """Put the original bits into the model while the block runs; blocks may be nested."""
-        for name, original in self._originals.items():
-            self._weight(name).copy_(original)
-        self._detached += 1
+    def showing(self, face: Face) -> Iterator[None]:
+        """Put other weights into the model while the block runs: the original bits (``base``), the stream's own, or
+        what is shown outside; blocks may be nested.
+        """
+        before, self._face = self._face, face
+        self._put(before, face)
         try:
             yield
         finally:
-            self._detached -= 1
-            if not self._detached:
-                for name, master in self._masters.items():
-                    self._weight(name).copy_(master)
+            self._face = before
+            self._put(face, before)
+
+    def _put(self, now: Face, face: Face) -> None:
+        for name in self._masters:
+            if self._on(now, name) is not self._on(face, name):
+                self._weight(name).copy_(self._on(face, name))
+
+    def detached(self) -> AbstractContextManager[None]:
+        """Put the original bits into the model while the block runs; blocks may be nested."""
+        return self.showing("base")
 
     def snapshot(self) -> Snapshot:
         """Return the present state; cheap, since masters are replaced and never changed in place."""
@@ -98,9 +127,11 @@ class EditedWeights:
         for name in list(self._masters):
             if name not in snapshot.masters:
                 self._weight(name).copy_(self._originals.pop(name))
-                del self._masters[name]
-        for name, master in snapshot.masters.items():
-            self._write(name, master.to(self._weight(name).device))
+                del self._masters[name], self._shown[name]
+        for name, saved in snapshot.masters.items():
+            master = saved.to(self._weight(name).device)
+            if self._masters.get(name) is not master:
+                self._take(name, master, self._seen_from_outside(name, master))
 
     def norm_ratios(self) -> dict[str, float]:
         """Return ||W_now|| / ||W_base|| of each changed weight."""

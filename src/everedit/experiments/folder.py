@@ -93,7 +93,8 @@ class RunFolder:
             tensors.update({f"{kind}|{name}": tensor for name, tensor in bag.tensors.items()})
         pending = {}
         for name, target in state.pending.items():
-            tensors[f"origin|{name}"], tensors[f"delta|{name}"] = target.origin, target.delta
+            parts = {"origin": target.origin, "delta": target.delta, "before": target.before}
+            tensors.update({f"{part}|{name}": tensor for part, tensor in parts.items()})
             pending[name] = {"losses": target.losses, "probability": target.probability}
         info = {"edits": edits, "method": state.method.values, "policy": state.policy.values, "pending": pending}
         save_tensors(self.path / "state.safetensors", tensors, info)
@@ -109,7 +110,13 @@ class RunFolder:
             kind, _, name = key.partition("|")
             parts.setdefault(kind, {})[name] = tensor.to(device)
         pending = {
-            name: Target(parts["origin"][name], parts["delta"][name], tuple(about["losses"]), about["probability"])
+            name: Target(
+                parts["origin"][name],
+                parts["delta"][name],
+                tuple(about["losses"]),
+                about["probability"],
+                parts["before"][name],
+            )
             for name, about in info["pending"].items()
         }
         state = StreamState(

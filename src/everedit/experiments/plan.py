@@ -77,7 +77,7 @@ def make_plan(config: RunConfig, editor: Editor) -> Plan:
         seconds_statistics=round(statistics, 1),
         seconds_per_edit=round(per_edit + scoring, 2),
         seconds_total=round(statistics + (per_edit + scoring) * len(edits) + scoring * (checkpoints + len(edits)), 1),
-        memory_mb=round(_memory_bytes(lm, layers, editor.policy.name) / 2**20),
+        memory_mb=round(_memory_bytes(lm, layers, editor.policy.reads_keys) / 2**20),
     )
 
 
@@ -117,9 +117,9 @@ def _probe_tokens(editor: Editor, edits: list[Any]) -> float:
     return 2.0 * sum(sizes) / max(1, len(sizes))
 
 
-def _memory_bytes(lm: LanguageModel, layers: list[int], policy: str) -> float:
+def _memory_bytes(lm: LanguageModel, layers: list[int], reads_keys: bool) -> float:
     weights = sum(math.prod(p.shape) * p.element_size() for p in lm.model.parameters())
     inner, hidden = lm.layout.inner_size, lm.layout.hidden_size
     # For each layer: original and float32 master, second moment with its factor, and the policy's square matrix.
-    squares = 2 + (1 if policy == "simie" else 0)
+    squares = 2 + int(reads_keys)
     return weights + len(layers) * (8 * hidden * inner + squares * 8 * inner**2) + _RUNTIME_BYTES

@@ -268,7 +268,7 @@ class _Run:
             "seed": self.config.seed,
             "settings": {
                 "method": method.config.model_dump(mode="json"),
-                "policy": policy.config.model_dump(mode="json"),
+                "policy": policy.settings,
             },
             "statistics": self.editor.bench.moments.provenance["corpus"],
             "protocols": list(self.config.protocols),

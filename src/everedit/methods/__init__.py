@@ -6,9 +6,9 @@ import importlib
 import pkgutil
 
 from everedit.errors import near_names
-from everedit.methods._base import Method, MethodConfig, Traits, validated
+from everedit.methods._base import Method, MethodConfig, Traits
 
-__all__ = ["Method", "MethodConfig", "Traits", "method_class", "method_names", "validated"]
+__all__ = ["Method", "MethodConfig", "Traits", "method_class", "method_names"]
 
 
 def method_names() -> list[str]:

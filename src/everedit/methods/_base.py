@@ -7,18 +7,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from everedit.edit import Edit
 from everedit.engine.bench import Workbench
 from everedit.engine.rows import prompt_rows
 from everedit.engine.state import State
 from everedit.engine.target import Target
-from everedit.errors import EditError
 from everedit.models.layout import Layout
 from everedit.patch import Patch
 
-__all__ = ["Method", "MethodConfig", "Traits", "validated"]
+__all__ = ["Method", "MethodConfig", "Traits"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,9 @@ class Traits:
     needs_moments: bool = True
     needs_training: bool = False
     solves_batches: bool = False
+    solves_values: bool = False
     keeps_state: bool = False
+    chooses_layer: bool = False
     encoder_decoder: bool = False
     writes_mlp_values: bool = True
 
@@ -97,8 +98,11 @@ class Method(ABC):
         with bench.clock.phase("statistics"):
             bench.moments.get(self.moment_layers())
 
-    def targets(self, bench: Workbench, edits: Sequence[Edit]) -> list[Target]:
-        """Return the value targets of ``edits`` on the model as it is, optimised together; [] if it has none."""
+    def targets(self, bench: Workbench, edits: Sequence[Edit], prefixes: Sequence[str] | None = None) -> list[Target]:
+        """Return the value targets of ``edits`` on the model as it is, optimised together; [] if it has none.
+
+        They hold behind ``prefixes``, by default the method's own.
+        """
         return []
 
     @abstractmethod
@@ -109,16 +113,3 @@ class Method(ABC):
 
         ``targets`` are those of :meth:`targets` if they are known already.
         """
-
-
-def validated(model: type[BaseModel], values: dict[str, Any], kind: str) -> BaseModel:
-    """Return ``model(**values)``. Raises :class:`EditError` that names each bad setting and the known ones."""
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        raise EditError(
-            what=f"bad settings: {problems}",
-            where=kind,
-            fix=f"known settings: {', '.join(model.model_fields)}",
-        ) from error

@@ -7,8 +7,9 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-__all__ = ["capture", "changed_output", "resumed_after", "stopping_at"]
+__all__ = ["capture", "changed_output", "replaced_weight", "resumed_after", "stopping_at"]
 
 
 class _Stop(Exception):
@@ -116,3 +117,23 @@ def resumed_after(blocks: list[nn.Module], hidden: Tensor, *, as_tuple: bool) ->
                 del block.forward
             else:
                 block.forward = theirs
+
+
+@contextmanager
+def replaced_weight(module: nn.Module, weight: Tensor) -> Iterator[None]:
+    """Let ``weight`` (d_out, d_in), which may want a gradient, stand in for a linear module's own."""
+
+    def forward(inputs: Tensor) -> Tensor:
+        bias = module.bias
+        assert bias is None or isinstance(bias, Tensor)
+        return F.linear(inputs, weight.to(inputs.dtype), bias)
+
+    theirs = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if theirs is None:
+            del module.forward
+        else:
+            module.forward = theirs

@@ -1,7 +1,7 @@
 """Linear layers over weights laid out for the matrix product once, for loops that use the same weights many times.
 
 On a CPU a product of few rows spends much of its time rearranging the weight; oneDNN can do that beforehand.
-Both directions are laid out, x W^T for the forward and g W for the gradient of the input; weights get no gradient.
+Only x W^T of the forward gains by it: g W, the gradient of the input, reads the weight as it lies. Weights get none.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def packed(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Run the linear layers inside ``modules`` from laid-out copies of their weights while the block runs.
 
     Only float32 layers on a CPU whose torch has oneDNN; others stay as they are, with the same results. It costs
-    twice the weights' memory. The weights must not change meanwhile.
+    the weights' memory once more. The weights must not change meanwhile.
     """
     with ExitStack() as undo:
         if _available():
@@ -58,12 +58,11 @@ def _packs(layer: nn.Module) -> TypeIs[nn.Linear]:
 def _forward_of(layer: nn.Linear) -> Any:
     weight = layer.weight.detach()
     there = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
-    back = torch.ops.mkldnn._reorder_linear_weight(weight.T.contiguous(), None)
-    return partial(_run, there=there, back=back, bias=layer.bias)
+    return partial(_run, there=there, weight=weight, bias=layer.bias)
 
 
-def _run(x: Tensor, there: Tensor, back: Tensor, bias: Tensor | None) -> Tensor:
-    out: Tensor = _Product.apply(x, there, back, bias)  # type: ignore[no-untyped-call]
+def _run(x: Tensor, there: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    out: Tensor = _Product.apply(x, there, weight, bias)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -71,14 +70,14 @@ class _Product(torch.autograd.Function):
     """x W^T + b with a gradient for x alone."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, there: Tensor, back: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.back = back
+    def forward(ctx: Any, x: Tensor, there: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.weight = weight
         return _product(x, there, bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        return _product(gradients[0], ctx.back, None), None, None, None
+        return gradients[0] @ ctx.weight, None, None, None
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, "none", [], "")
+def _product(x: Tensor, laid_out: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x.contiguous(), laid_out, bias, "none", [], "")

@@ -12,6 +12,7 @@ class Accumulate(Policy):
 
     name = "accumulate"
     title = "plain accumulation"
+    needs = ""
 
     def combine(self, step: Step, state: State) -> tuple[Patch, State]:
         """Return the patch itself."""
