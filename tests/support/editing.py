@@ -28,8 +28,14 @@ METHOD_SETTINGS: dict[str, dict[str, Any]] = {
     "ft": {"layers": (1,), "lr": 1e-2},
     "ft-l": {"layers": (1,), "lr": 1e-2, "box": 0.2},
     "ft-m": {"layers": (1,), "lr": 1e-2},
+    "kn": {"most": 12, "add": 2.5},
+    "lora": {"steps": 40, "lr": 3e-3, "dropout": 0.0},
+    "ultraedit": {"modules": {"mlp_out": (1, 2)}, "eta": 0.0025, "positions": "all", "ridge": 0.01},
 }
 """Settings that suit four narrow layers; a method that is not named here runs with its own defaults."""
+
+ONE_STEP = {"kn", "ultraedit"}
+"""Methods that take one step toward a target and are not asked to reach it."""
 
 POLICY_SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
     "simie": ({"lam": 1e-4, "start": "current"}, {"lam": 1e-4, "start": "base"}),

@@ -85,6 +85,10 @@ class Method(ABC):
     def layers(self) -> tuple[int, ...]:
         """Return the layers whose weights change."""
 
+    def weights(self, layout: Layout) -> list[str]:
+        """Return the names of the weights that may change."""
+        return [layout.mlp_out_weight(layer) for layer in self.layers()]
+
     def moment_layers(self) -> tuple[int, ...]:
         """Return the layers whose second moments are needed."""
         return self.layers() if self.traits.needs_moments else ()

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["capture", "changed_output", "replaced_weight", "resumed_after", "stopping_at"]
+__all__ = ["capture", "changed_output", "replaced_input", "replaced_weight", "resumed_after", "stopping_at"]
 
 
 class _Stop(Exception):
@@ -117,6 +117,20 @@ def resumed_after(blocks: list[nn.Module], hidden: Tensor, *, as_tuple: bool) ->
                 del block.forward
             else:
                 block.forward = theirs
+
+
+@contextmanager
+def replaced_input(module: nn.Module, tensor: Tensor) -> Iterator[None]:
+    """Let ``tensor``, in whatever shape it comes, stand in for a module's input of as many values."""
+
+    def hook(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (tensor.to(args[0].dtype).view_as(args[0]), *args[1:])
+
+    handle = module.register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager

@@ -126,6 +126,15 @@ class Layout:
         self.block(layer)
         return f"{self.family.blocks}.{layer}.{self.family.mlp_out}.weight"
 
+    def mlp_in_weights(self, layer: int) -> list[str]:
+        """Return the parameters' names of the MLP's input projections, the gate first where there is one."""
+        self.block(layer)
+        return [f"{self.family.blocks}.{layer}.{name}.weight" for name in self.mlp_in_names]
+
+    def input_width(self, name: str) -> int:
+        """Return how many values one of the MLP's input projections gives."""
+        return int(oriented(self.block(0).get_submodule(name)).shape[0])
+
     def module_of(self, weight: str) -> nn.Module:
         """Return the module that owns the parameter ``weight``."""
         return self.model.get_submodule(weight.removesuffix(".weight"))

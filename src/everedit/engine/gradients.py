@@ -1,0 +1,60 @@
+"""What one forward and backward pass says of linear modules: their inputs, and the loss's gradient at their outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from everedit.models import LanguageModel
+from everedit.models.tokens import Encoded
+
+__all__ = ["module_gradients"]
+
+
+def module_gradients(
+    lm: LanguageModel, texts: Sequence[Encoded], modules: Mapping[str, nn.Module], *, positions: str = "answers"
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return, by name, inputs (N, d_in) and gradients of the loss by the outputs (N, d_out), float32.
+
+    The loss is the mean over all target tokens of ``texts``. ``positions``: ``"answers"`` collects the N places that
+    predict a target token (the prompt's last token and the target's but the last), ``"all"`` every token that is read.
+    Nothing below the first of ``modules`` keeps anything for the backward pass.
+    """
+    batch = lm.pad([text.ids[:-1] for text in texts])
+    places = torch.tensor(
+        [(row, position - 1) for row, text in enumerate(texts) for position in range(*text.target)], device=lm.device
+    )
+    labels = torch.tensor([token for text in texts for token in text.target_ids], device=lm.device)
+    with torch.enable_grad(), _recorded(modules, len(texts)) as (inputs, outputs):
+        states = lm.states(**batch.inputs())
+        loss = F.cross_entropy(lm.logits(states[places[:, 0], places[:, 1]]), labels)
+    gradients = torch.autograd.grad(loss, list(outputs.values()))
+    chosen = batch.mask.bool() if positions == "all" else None
+
+    def rows(tensor: Tensor) -> Tensor:
+        whole = tensor.detach().view(len(texts), -1, tensor.shape[-1])
+        return (whole[places[:, 0], places[:, 1]] if chosen is None else whole[chosen]).float()
+
+    return {name: (rows(inputs[name]), rows(gradient)) for name, gradient in zip(outputs, gradients, strict=True)}
+
+
+@contextmanager
+def _recorded(modules: Mapping[str, nn.Module], rows: int) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+    """Collect inputs and outputs; where no gradient would flow yet, it begins at the output."""
+    inputs: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
+    with ExitStack() as stack:
+        for name, module in modules.items():
+
+            def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor, name: str = name) -> Tensor:
+                inputs[name] = args[0].detach()
+                outputs[name] = output if output.requires_grad else output.detach().requires_grad_()
+                return outputs[name]
+
+            stack.callback(module.register_forward_hook(hook).remove)
+        yield inputs, outputs
