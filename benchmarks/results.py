@@ -13,6 +13,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 from benchmarks.results_page import write_page
 from everedit.data import load_edits
 from everedit.edit import Edit
@@ -28,7 +30,14 @@ MARKS = (1, 10, 50, 100)
 PROTOCOLS = ("teacher-forced/token-accuracy@1", "free-generation/exact-match@1")
 BATCH = 16
 KEPT = Path(".benchmarks/results")
-STREAMS = {"accumulate": ("accumulate", {}), "simie": ("simie", {"start": "base"})}
+# What streams need that single edits do not (docs/results/settings.md, "Streams"), by policy and method.
+STREAM_SETTINGS: dict[str, dict[str, dict]] = {
+    "accumulate": {"memit": {"method_settings": {"moment_weight": 2000.0}}, "rome": {}},
+    "simie": {
+        "memit": {"policy_settings": {"start": "base", "lam": 1.0}},
+        "rome": {"policy_settings": {"start": "base", "lam": 10.0}},
+    },
+}
 
 
 def load_records(data: Path, name: str, count: int) -> list[Edit]:
@@ -36,9 +45,9 @@ def load_records(data: Path, name: str, count: int) -> list[Edit]:
     return load_edits(name, data / name / "edit.jsonl", keep_contradictions=True).edits[:count]
 
 
-def make_editor(lm: LanguageModel, data: Path, method: str, policy: str = "accumulate", settings=None) -> Editor:
+def make_editor(lm: LanguageModel, data: Path, method: str, policy: str = "accumulate", **settings) -> Editor:
     corpus = Corpus(data / "text" / "wikipedia_sample.jsonl", 131_072)
-    editor = Editor(lm, method, policy, policy_settings=settings or {}, corpus=corpus)
+    editor = Editor(lm, method, policy, corpus=corpus, **settings)
     editor.prepare()
     return editor
 
@@ -51,10 +60,15 @@ def targets_of(editor: Editor, edits: list[Edit], file: Path) -> list[Target]:
         part = [index for index in range(start, min(start + BATCH, len(edits))) if index not in found]
         if part:
             for index, target in zip(part, editor.method.targets(editor.bench, [edits[i] for i in part]), strict=True):
-                kept[f"origin|{index}"], kept[f"delta|{index}"] = target.origin, target.delta
+                parts = {"origin": target.origin, "delta": target.delta, "before": target.before}
+                kept.update({f"{part}|{index}": tensor for part, tensor in parts.items()})
             save_tensors(file, kept)
             print(f"{file.stem}: {part[-1] + 1} values", flush=True)
-    return [Target(kept[f"origin|{i}"], kept[f"delta|{i}"], (), 1.0) for i in range(len(edits))]
+    unknown = torch.full_like(kept["origin|0"], float("nan"))
+    return [
+        Target(kept[f"origin|{i}"], kept[f"delta|{i}"], (), 1.0, kept.get(f"before|{i}", unknown))
+        for i in range(len(edits))
+    ]
 
 
 def rows_of(file: Path) -> list[dict]:
@@ -88,8 +102,7 @@ def stream(lm: LanguageModel, data: Path, name: str, method: str, label: str, ed
     """Immediate and retained scores at each mark; a stream is made whole or not at all."""
     file = KEPT / f"stream_{name}_{method}_{label}.jsonl"
     if not file.exists():
-        policy, settings = STREAMS[label]
-        editor = make_editor(lm, data, method, policy, settings)
+        editor = make_editor(lm, data, method, label, **STREAM_SETTINGS[label].get(method, {}))
         evaluator = Evaluator(lm, PROTOCOLS)
         baseline = evaluator.baseline(edits)
         if editor.policy.edits_from == "base":
@@ -123,7 +136,7 @@ def main() -> None:
     parser.add_argument("--records", type=int, default=100)
     parser.add_argument("--sets", nargs="+", default=["counterfact", "zsre"])
     parser.add_argument("--methods", nargs="+", default=["memit", "rome"])
-    parser.add_argument("--streams", nargs="*", default=list(STREAMS))
+    parser.add_argument("--streams", nargs="*", default=list(STREAM_SETTINGS))
     options = parser.parse_args()
     lm = load_model(options.model, dtype="float32")
     for name in options.sets:

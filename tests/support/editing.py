@@ -24,6 +24,7 @@ METHOD_SETTINGS: dict[str, dict[str, Any]] = {
     "memit": {"layers": (0, 1), "moment_weight": 0.01, **_SHARED},
     "alphaedit": {"layers": (0, 1), "threshold": 0.05, "ridge": 0.01, **_SHARED},
     "rlsedit": {"layers": (0, 1), "moment_weight": 0.01, **_SHARED},
+    "pmet": {"layers": (0, 1), "moment_weight": 0.01, **_SHARED},
     "emmet": {"layers": (0, 1), **_SHARED},
     "ft": {"layers": (1,), "lr": 1e-2},
     "ft-l": {"layers": (1,), "lr": 1e-2, "box": 0.2},
@@ -34,14 +35,14 @@ METHOD_SETTINGS: dict[str, dict[str, Any]] = {
 }
 """Settings that suit four narrow layers; a method that is not named here runs with its own defaults."""
 
-ONE_STEP = {"kn", "ultraedit"}
-"""Methods that take one step toward a target and are not asked to reach it."""
+ONE_STEP = {"kn", "pmet", "ultraedit"}
+"""Methods that step toward a target and need not reach it: PMET leaves out what its second vector carried."""
 
 POLICY_SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
     "simie": ({"lam": 1e-4, "start": "current"}, {"lam": 1e-4, "start": "base"}),
     "nas": ({"samples": 6, "enlarge": False, "skip_beyond": 100.0},),
     "rect": ({"keep": 0.6},),
-    "prune": ({"function": "log1_2"},),
+    "prune": ({"function": "log1_2", "cap": True},),
 }
 """The variants in which a policy is tried; one that is not named here runs with its own defaults."""
 

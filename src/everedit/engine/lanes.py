@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers import DynamicCache
 
 from everedit.models import LanguageModel
-from everedit.models.hooks import capture, resumed_after
+from everedit.models.hooks import capture, changed_output, resumed_after
 from everedit.models.prefill import held_cache
 from everedit.models.tokens import Encoded
 
@@ -46,13 +46,13 @@ class Reads:
 
 @dataclass
 class Lane:
-    """A group of rows with column 0 at the subject's last token t.
+    """A group of rows with column 0 at the subject's last token t, which resume behind block L.
 
     ``hidden`` (rows, S, H) is block L's output from t on; ``past`` the keys and values before t by layer; ``mask``
-    (rows, P + S) and ``positions`` (rows, S) as the model takes them; ``owner`` the edit of each row. ``mlp`` and
-    ``rest`` (rows, H) split block L's output at t where a norm stands behind the MLP; ``added`` (rows, H) is the MLP's
-    part of it. A lane scores its ``reads``;
-    of the rows marked in ``essence`` it keeps the next-token distribution at t.
+    (rows, P + S) and ``positions`` (rows, S) as the model takes them; ``owner`` the edit of each row; ``origin``
+    (rows, places, H) what stands where vectors are added. ``mlp`` and ``rest`` (rows, H) split block L's output at t
+    where a norm stands behind the MLP; ``added`` (rows, H) is the MLP's part of it. A lane scores its ``reads``; of
+    the rows marked in ``essence`` it keeps the next-token distribution at t.
     """
 
     layer: int
@@ -72,18 +72,20 @@ class Lane:
     initial: Tensor | None = None
 
     def put_origins(self, origins: Tensor, before: Tensor) -> None:
-        """Fill in, (edits, H) each and behind the empty prefix, the site's values at t and what the MLP added there."""
+        """Fill in, behind the empty prefix, values at t (edits, places, H) and what the MLP added there (edits, H)."""
         origins[self.owner[self.bare]] = self.origin[self.bare]
         before[self.owner[self.bare]] = self.added[self.bare]
 
     def states_read(self, lm: LanguageModel, delta: Tensor) -> Tensor:
-        """Return the final states (n, H) whose logits the lane needs, given ``delta`` (edits, H): essence first."""
-        states = self._forward(lm, delta)
+        """Return the final states (n, H) whose logits are needed, given ``delta`` (edits, places, H): essence first."""
+        states = self._forward(lm, delta[self.owner])
         kept = states[self.essence, 0]
         return kept if self.reads is None else torch.cat([kept, states[self.reads.rows, self.reads.columns]])
 
-    def add_losses(self, logits: Tensor, nll: Tensor, probability: Tensor, kl: Tensor) -> None:
-        """Add this lane's terms for each edit to ``nll``, ``probability`` and ``kl``, from its states' logits."""
+    def add_losses(self, logits: Tensor, nll: Tensor, probability: Tensor, kl: Tensor, unsaid: Tensor | None) -> None:
+        """Add this lane's terms for each edit to ``nll``, ``probability`` and ``kl``, from its states' logits, and to
+        ``unsaid``, if given, the number of target tokens that are not the model's first choice.
+        """
         kept = int(self.essence.sum())
         if kept:
             logs = F.log_softmax(logits[:kept], dim=-1)
@@ -99,17 +101,22 @@ class Lane:
             owner = self.owner[scored]
             nll.index_add_(0, owner, rows[scored] / self.prefixes)
             probability.index_add_(0, owner, (-rows.detach()[scored]).exp() / self.prefixes)
+            if unsaid is not None:
+                missed = (logits[kept:].detach().argmax(-1) != at.labels).to(unsaid.dtype)
+                unsaid.index_add_(0, self.owner[at.rows], missed)
 
     def _forward(self, lm: LanguageModel, delta: Tensor) -> Tensor:
-        added = delta[self.owner]
-        first = self.hidden[:, 0].float()
+        """Return the final states (rows, S, H), given each row's ``delta`` (rows, places, H)."""
+        added, first = delta[:, 0], self.hidden[:, 0].float()
         if self.mlp is None or self.rest is None:
             moved = first + added
         else:
             norm = lm.layout.mlp_norm(self.layer)
             assert norm is not None
             moved = self.rest + norm((self.mlp + added).to(self.hidden.dtype)).float()
-        hidden = torch.cat([moved.to(self.hidden.dtype)[:, None], self.hidden[:, 1:]], dim=1)
+        return self._resume(lm, torch.cat([moved.to(self.hidden.dtype)[:, None], self.hidden[:, 1:]], dim=1))
+
+    def _resume(self, lm: LanguageModel, hidden: Tensor) -> Tensor:
         blocks = [lm.layout.block(index) for index in range(self.layer + 1)]
         with resumed_after(blocks, hidden, as_tuple=lm.blocks_return_tuples):
             return lm.states(
@@ -228,8 +235,31 @@ def _reads(rows: Sequence[_Row], device: torch.device) -> Reads | None:
     return Reads(*(torch.tensor(column, device=device) for column in zip(*places, strict=True))) if places else None
 
 
+class _TwoPlaces(Lane):
+    """A lane whose vectors are added to the outputs of attention and MLP in the block behind which it stands.
+
+    A change of the attention's output reaches the MLP too, so that this block runs again at each step.
+    """
+
+    def _forward(self, lm: LanguageModel, delta: Tensor) -> Tensor:
+        def adding(vector: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+            def change(_: Tensor, output: Tensor) -> Tensor:
+                whole = output.view(*self.hidden.shape[:2], -1)
+                moved = whole[:, :1] + vector[:, None].to(output.dtype)
+                return torch.cat([moved, whole[:, 1:]], dim=1).view_as(output)
+
+            return change
+
+        layout, block = lm.layout, self.layer + 1
+        with (
+            changed_output(layout.attention_out(block), adding(delta[:, 0])),
+            changed_output(layout.mlp_out(block), adding(delta[:, 1])),
+        ):
+            return self._resume(lm, self.hidden)
+
+
 def _lane(lm: LanguageModel, rows: Sequence[_Row], prefixes: int, layer: int, site: str) -> Lane:
-    layout = lm.layout
+    layout, two = lm.layout, site == "attention+mlp"
     anchors = [row.text.subject_last for row in rows]
     batch, start = lm.pad([row.ids for row in rows], anchors=anchors), max(anchors)
     outputs = {"block": layout.block(layer), "mlp": layout.mlp_out(layer)}
@@ -237,16 +267,22 @@ def _lane(lm: LanguageModel, rows: Sequence[_Row], prefixes: int, layer: int, si
     if norm is not None:
         outputs["norm"] = norm
     cache = DynamicCache()
-    with torch.no_grad(), capture(outputs=outputs, rows=len(rows)) as seen:
+    if two:
+        outputs["attention"] = layout.attention_out(layer)
+    with torch.no_grad(), capture({"entering": layout.block(layer)}, outputs, rows=len(rows)) as seen:
         lm.states(**batch.inputs(), past_key_values=cache, use_cache=True)
-    kept = [cache.layers[0], *cache.layers[layer + 1 :]]
+    resumed = layer - 1 if two else layer
+    kept = [cache.layers[0], *cache.layers[resumed + 1 :]]
     past = [(part.keys[:, :, :start].clone(), part.values[:, :, :start].clone()) for part in kept]
-    hidden = seen["block"][:, start:]
+    hidden = seen["entering" if two else "block"][:, start:]
     mlp = seen["mlp"][:, start].float()
     added = mlp if norm is None else seen["norm"][:, start].float()
     split = site == "mlp" and norm is not None
-    return Lane(
-        layer=layer,
+    origins = [mlp] if site == "mlp" else [hidden[:, 0].float()]
+    if two:
+        origins = [seen["attention"][:, start].float(), mlp]
+    return (_TwoPlaces if two else Lane)(
+        layer=resumed,
         hidden=hidden.clone(),
         past=past,
         mask=batch.mask,
@@ -255,8 +291,8 @@ def _lane(lm: LanguageModel, rows: Sequence[_Row], prefixes: int, layer: int, si
         bare=torch.tensor([row.bare for row in rows], device=lm.device),
         essence=torch.tensor([row.essence for row in rows], device=lm.device),
         prefixes=prefixes,
-        origin=mlp if site == "mlp" else hidden[:, 0].float().clone(),
-        added=mlp if site == "mlp" else added,
+        origin=torch.stack(origins, dim=1),
+        added=added if site == "block" else mlp,
         reads=_reads(rows, lm.device),
         mlp=mlp if split else None,
         rest=hidden[:, 0].float() - added if split else None,

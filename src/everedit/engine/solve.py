@@ -90,7 +90,14 @@ def equality_update(factor: Factor, scale: float, ridge: float, keys: Tensor, re
     mk = factor.solve(k) / scale
     gram = k.T @ mk
     gram = (gram + gram.T) / 2 + ridge * torch.eye(k.shape[1], dtype=k.dtype, device=k.device)
-    return LowRank(r, Factor.of(gram).solve(mk.T).T)
+    factor = Factor.of(gram)
+    # Of keys that depend on each other the last pivot is rounding, which may well be positive.
+    if not bool((factor.lower.diagonal().square() > 1e-12 * gram.diagonal()).all()):
+        raise NumericalError(
+            what="the keys of this batch depend on each other, so that their values cannot all be met",
+            fix="leave out edits of the same subject and prompt, or give a ridge",
+        )
+    return LowRank(r, factor.solve(mk.T).T)
 
 
 def recursive_gain(inverse: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,4 +110,5 @@ def recursive_gain(inverse: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
     gram = torch.eye(k.shape[1], dtype=k.dtype, device=k.device) + k.T @ pk
     gain = Factor.of((gram + gram.T) / 2).solve(pk.T).T
     new = inverse - gain @ pk.T
-    return gain, (new + new.T) / 2
+    # In rows, as it comes back from a file: how a matrix lies in memory decides how products with it round.
+    return gain, ((new + new.T) / 2).contiguous()

@@ -9,7 +9,7 @@ positions that are scored (rome.md, cost; the plain form is the oracle in tests/
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -37,6 +37,11 @@ class TargetConfig(BaseModel):
     clamp: float = Field(4.0, gt=0, description="most ||delta|| as a multiple of ||origin||")
     kl: float = Field(0.0625, ge=0, description="weight of KL(P_delta || P_0) on '{subject} is a'")
     stop_loss: float = Field(0.05, ge=0, description="an edit stops when its total loss is below this")
+    ease: bool = Field(
+        False,
+        description="PMET's rule: once every target token is the first choice its loss counts a tenth, and the edit "
+        "stops when kl times the divergence is at most 0.01",
+    )
 
     @classmethod
     def merged(cls, published: Mapping[str, float], given: TargetConfig | None) -> TargetConfig:
@@ -82,8 +87,9 @@ def optimise_targets(
 ) -> list[Target]:
     """Return a target for each edit, optimised in batches; the result does not depend on the batching.
 
-    ``site`` is where the vector is added: ``"mlp"``, the MLP's output (ROME), or ``"block"``, the block's output
-    (MEMIT). The first prefix must be the empty one: it defines the origin.
+    ``site`` is where the vector is added: ``"mlp"``, the MLP's output (ROME), ``"block"``, the block's output (MEMIT),
+    or ``"attention+mlp"``, one each at the outputs of both, of which the MLP's is returned (PMET). The first prefix
+    must be the empty one: it defines the origin.
 
     Raises :class:`NumericalError` if a loss is not finite.
     """
@@ -134,7 +140,9 @@ class _Adam:
 
 
 def _optimise(lm: LanguageModel, lanes: list[Lane], n: int, config: TargetConfig) -> list[Target]:
-    origins, before = (torch.zeros(n, lm.layout.hidden_size, device=lm.device) for _ in range(2))
+    places, width = lanes[0].origin.shape[1:]
+    origins = torch.zeros(n, places, width, device=lm.device)
+    before, unsaid = torch.zeros(n, width, device=lm.device), torch.ones(n, device=lm.device)
     for lane in lanes:
         lane.put_origins(origins, before)
     live = torch.arange(n, device=origins.device)
@@ -144,10 +152,13 @@ def _optimise(lm: LanguageModel, lanes: list[Lane], n: int, config: TargetConfig
     for step in range(config.steps):
         last = step == config.steps - 1
         values, gradient = _decay(delta, norms[live], config)
-        probability = torch.zeros(len(live), device=delta.device)
+        # With PMET's rule what was said at the step before decides: the terms of this step come in several passes.
+        weight = torch.where((unsaid[live] == 0) & config.ease, 0.1, 1.0)
+        terms = _Terms.none(delta)
         for group in passes(lm, lanes):
-            found = _terms(lm, group, delta, config, with_gradient=not last)
-            values, probability, gradient = values + found[0], probability + found[1], gradient + found[2]
+            terms = terms.plus(_terms(lm, group, delta, weight, config, with_gradient=not last))
+        values, gradient, probability = values + terms.loss, gradient + terms.gradient, terms.probability
+        unsaid[live] = terms.unsaid
         if not bool(torch.isfinite(values).all()):
             raise NumericalError(
                 what="the value optimisation met a loss that is not finite",
@@ -155,17 +166,25 @@ def _optimise(lm: LanguageModel, lanes: list[Lane], n: int, config: TargetConfig
             )
         for row, value in zip(live.tolist(), values.tolist(), strict=True):
             curves[row].append(value)
-        ended = values < config.stop_loss if not last else torch.ones_like(values, dtype=torch.bool)
+        ended = values < config.stop_loss
+        if config.ease:
+            ended = ended | ((terms.unsaid == 0) & (config.kl * terms.divergence <= 0.01))
+        ended = ended | last
         for at in ended.nonzero()[:, 0].tolist():
             row = int(live[at])
             done[row] = Target(
-                origins[row].clone(), delta[at].clone(), tuple(curves[row]), float(probability[at]), before[row].clone()
+                # Of two places the last one is the MLP's.
+                origins[row, -1].clone(),
+                delta[at, -1].clone(),
+                tuple(curves[row]),
+                float(probability[at]),
+                before[row].clone(),
             )
         if bool(ended.all()):
             break
         delta = adam.step(delta, gradient)
         limit = config.clamp * norms[live]
-        delta = delta * (limit / delta.norm(dim=-1).clamp_min(1e-12)).clamp_max(1)[:, None]
+        delta = delta * (limit / delta.norm(dim=-1).clamp_min(1e-12)).clamp_max(1)[..., None]
         if bool(ended.any()):
             keep = (~ended).nonzero()[:, 0]
             live, delta = live[keep], delta[keep]
@@ -174,25 +193,54 @@ def _optimise(lm: LanguageModel, lanes: list[Lane], n: int, config: TargetConfig
     return [done[row] for row in range(n)]
 
 
+@dataclass(frozen=True)
+class _Terms:
+    """Sums over lanes for each edit: loss, probability of the target, divergence and unsaid target tokens, (n,) each,
+    and the gradient (n, places, H).
+    """
+
+    loss: Tensor
+    probability: Tensor
+    divergence: Tensor
+    unsaid: Tensor
+    gradient: Tensor
+
+    @classmethod
+    def none(cls, delta: Tensor) -> _Terms:
+        """Return zeros."""
+        zero = torch.zeros(len(delta), device=delta.device)
+        return cls(zero, zero, zero, zero, torch.zeros_like(delta))
+
+    def plus(self, other: _Terms) -> _Terms:
+        """Return the sums of both."""
+        return _Terms(*(getattr(self, part.name) + getattr(other, part.name) for part in fields(self)))
+
+
 def _terms(
-    lm: LanguageModel, lanes: Sequence[Lane], delta: Tensor, config: TargetConfig, *, with_gradient: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the lanes' shares of the losses (n,), of the targets' probabilities (n,), and of the gradient (n, H)."""
+    lm: LanguageModel,
+    lanes: Sequence[Lane],
+    delta: Tensor,
+    weight: Tensor,
+    config: TargetConfig,
+    *,
+    with_gradient: bool,
+) -> _Terms:
+    """Return what some lanes contribute; ``weight`` (n,) is that of an edit's target in its loss."""
     free = delta.detach().requires_grad_(with_gradient)
-    nll, probability, penalty = (torch.zeros(len(delta), device=delta.device) for _ in range(3))
+    nll, probability, penalty, unsaid = (torch.zeros(len(delta), device=delta.device) for _ in range(4))
     with torch.set_grad_enabled(with_gradient):
         # One product with the vocabulary for all lanes: it reads the largest matrix of a small model once.
         states = [lane.states_read(lm, free) for lane in lanes]
         logits = lm.logits(torch.cat(states)).split([len(part) for part in states])
         for lane, part in zip(lanes, logits, strict=True):
-            lane.add_losses(part, nll, probability, penalty)
-        loss = nll + config.kl * penalty
+            lane.add_losses(part, nll, probability, penalty, unsaid if config.ease else None)
+        loss = weight * nll + config.kl * penalty
     gradient = torch.autograd.grad(loss.sum(), free)[0] if with_gradient else torch.zeros_like(delta)
-    return loss.detach(), probability, gradient
+    return _Terms(loss.detach(), probability, penalty.detach(), unsaid, gradient)
 
 
 def _decay(delta: Tensor, norms: Tensor, config: TargetConfig) -> tuple[Tensor, Tensor]:
-    """Return weight_decay * ||delta|| / ||origin||^2 and its gradient, which is 0 where delta is."""
+    """Return weight_decay * ||delta|| / ||origin||^2, summed over the places, and its gradient, 0 where delta is."""
     size = delta.norm(dim=-1)
     scale = config.weight_decay / norms**2
-    return scale * size, (scale / size.clamp_min(1e-20))[:, None] * delta
+    return (scale * size).sum(-1), (scale / size.clamp_min(1e-20))[..., None] * delta

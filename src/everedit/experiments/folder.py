@@ -108,7 +108,8 @@ class RunFolder:
         parts: dict[str, dict[str, torch.Tensor]] = {}
         for key, tensor in tensors.items():
             kind, _, name = key.partition("|")
-            parts.setdefault(kind, {})[name] = tensor.to(device)
+            # A copy of its own: a file's tensors lie at odd addresses, where products round differently.
+            parts.setdefault(kind, {})[name] = tensor.to(device).clone()
         pending = {
             name: Target(
                 parts["origin"][name],

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -65,36 +64,36 @@ class AlphaEdit(SpreadMethod):
     Config = AlphaEditConfig
     config: AlphaEditConfig
 
-    def basis(self, bench: Workbench, layer: int) -> Tensor:
-        """Return U (D, m), orthonormal columns that span the null space, float64.
+    def projector(self, bench: Workbench, layer: int) -> Tensor:
+        """Return P = U U^T (D, D), float64.
 
-        Raises :class:`NumericalError` if it is empty.
+        Raises :class:`NumericalError` if the null space is empty.
         """
         assert self.config.threshold is not None
         values, vectors = bench.moments.get([layer])[layer].eigen
-        basis = vectors[:, values < self.config.threshold]
+        # A second moment is not negative: what is, is rounding.
+        basis = vectors[:, values.clamp_min(0) < self.config.threshold]
         if not basis.shape[1]:
             raise NumericalError(
                 what=f"no direction of layer {layer} has a second moment below {self.config.threshold:g}, so there is "
                 "nowhere to write",
-                fix=f"raise the threshold; the smallest is {float(values.min()):.3g}",
+                fix=f"raise the threshold; the smallest is {max(0.0, float(values.min())):.3g}",
             )
-        return basis
+        return basis @ basis.T
 
     def solve(
         self, bench: Workbench, layer: int, keys: Tensor, residual: Tensor, tensors: dict[str, Tensor]
     ) -> LowRank:
-        """Solve in the basis of the null space, and carry the inverse with this batch's keys in it."""
+        """Take one recursive step inside the null space, and carry the inverse with this batch's keys in it."""
         assert self.config.ridge is not None
-        basis = self.basis(bench, layer)
         name = f"inverse|{layer}"
-        start = torch.eye(basis.shape[1], dtype=basis.dtype, device=basis.device) / self.config.ridge
-        gain, inverse = recursive_gain(tensors.get(name, start).to(basis.device), basis.T @ keys.double())
+        inverse = tensors[name] if name in tensors else self.projector(bench, layer) / self.config.ridge
+        gain, inverse = recursive_gain(inverse.to(keys.device), keys)
         if self.config.keep_previous:
             # A layer's keys depend on the layers below it alone, which hold their changes already: these are the
             # keys of the edited model, as the paper wants them.
             tensors[name] = inverse
-        return LowRank(residual.double(), basis @ gain)
+        return LowRank(residual.double(), gain)
 
 
 METHOD = AlphaEdit

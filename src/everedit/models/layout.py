@@ -121,6 +121,10 @@ class Layout:
         """Return the MLP's down projection, whose input is the key and whose output is the value."""
         return self.block(layer).get_submodule(self.family.mlp_out)
 
+    def attention_out(self, layer: int) -> nn.Module:
+        """Return the attention's output projection."""
+        return self.block(layer).get_submodule(self.family.attention_out)
+
     def mlp_out_weight(self, layer: int) -> str:
         """Return the parameter's name of the down projection's weight."""
         self.block(layer)

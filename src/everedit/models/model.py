@@ -100,7 +100,7 @@ class LanguageModel:
         try:
             with torch.no_grad(), stopping_at(block):
                 ids = torch.tensor([[self.pad_id]], device=self.device)
-                self.model.base_model(input_ids=ids, use_cache=False)
+                self.model.base_model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
         finally:
             handle.remove()
         return kinds[0]

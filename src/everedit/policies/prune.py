@@ -25,6 +25,9 @@ class PruneConfig(PolicyConfig):
     function: Literal["log", "log2", "log1_5", "log1_2", "linear"] = Field(
         "log1_2", description="F above s_max: a logarithm of base e, 2, 1.5 or 1.2, or the mean of s and s_max"
     )
+    cap: bool = Field(
+        False, description="never enlarge: the published F does, just above an s_max smaller than 1 / ln(base)"
+    )
 
 
 class Prune(Policy):
@@ -42,8 +45,10 @@ class Prune(Policy):
         if self.config.function == "linear":
             return torch.where(values < top, values, (values + top) / 2)
         base = _BASES[self.config.function]
-        smaller = (values.clamp_min(top).log() - math.log(top)) / math.log(base) + top
-        return torch.where(values < top, values, smaller)
+        restrained = (values.clamp_min(top).log() - math.log(top)) / math.log(base) + top
+        if self.config.cap:
+            restrained = torch.minimum(restrained, values)
+        return torch.where(values < top, values, restrained)
 
     def read_out(self, base: Tensor, shift: Tensor) -> Tensor:
         """Return the sum with its large singular values restrained."""
