@@ -199,18 +199,30 @@ class Editor:
         after = self.evaluator.score(batch, baseline) if baseline else []
         return EditResult(commits, before, after)
 
-    def stream(self, edits: Iterable[Edit]) -> Iterator[Commit]:
-        """Make edits one after another, yielding each commit.
+    def stream(self, edits: Iterable[Edit], batch: int = 1) -> Iterator[Commit]:
+        """Make edits one after another, or ``batch`` at a time, yielding each commit.
 
         Where the policy edits the base model, the edits are independent, and the values of several are
         optimised together ahead of time.
+
+        Raises :class:`NotApplicable` for a batch of more than one if the method solves none.
         """
+        self.require_batches(batch)
         queue = list(edits)
-        for index, edit in enumerate(queue):
-            if self.policy.edits_from == "base" and edit.id not in self._pending:
-                ahead = [item for item in queue[index : index + PREFETCH] if item.id not in self._pending]
-                self._prefetch(ahead)
-            yield self._commit([edit])
+        for index in range(0, len(queue), batch):
+            part = queue[index : index + batch]
+            if self.policy.edits_from == "base" and any(edit.id not in self._pending for edit in part):
+                ahead = queue[index : index + max(batch, PREFETCH)]
+                self._prefetch([item for item in ahead if item.id not in self._pending])
+            yield self._commit(part)
+
+    def require_batches(self, batch: int) -> None:
+        """Raise :class:`NotApplicable` for a batch of more than one if the method makes one edit at a time."""
+        if batch > 1 and not self.method.traits.solves_batches:
+            raise NotApplicable(
+                what=f"{self.method.name} makes one edit at a time, and batches of {batch} are asked for",
+                fix="leave the batch at 1, or choose a method whose traits say solves_batches (everedit methods ls)",
+            )
 
     def _prefetch(self, edits: Sequence[Edit]) -> None:
         self.prepare()

@@ -23,6 +23,7 @@ def run(
     data: str | None = typer.Option(None, help="A data set (everedit data ls) or a file of edits. [worldfacts]"),
     data_path: Path | None = typer.Option(None, help="The file of a data set that does not ship with Everedit."),
     edits: int | None = typer.Option(None, help="How many edits. [50]"),
+    batch: int | None = typer.Option(None, help="How many edits are made at once. [1]"),
     checkpoints: str | None = typer.Option(None, help="After how many edits all are scored. [1,10,50]"),
     seed: int | None = typer.Option(None, help="Seed of everything that is sampled. [0]"),
     out: Path = typer.Option(Path("runs/latest"), help="The run folder."),
@@ -44,7 +45,7 @@ def run(
     marks = checkpoints.split(",") if checkpoints else None
     flags: dict[str, Any] = {
         "model": model, "method": method, "policy": policy, "data": data, "data_path": data_path, "edits": edits,
-        "checkpoints": marks, "seed": seed, "device": device,
+        "batch": batch, "checkpoints": marks, "seed": seed, "device": device,
     }  # fmt: skip
     resolved = RunConfig.build(config, flags, setting)
     if plan:

@@ -35,6 +35,7 @@ class RunConfig(BaseModel):
     data: str = "worldfacts"
     data_path: Path | None = None
     edits: int = Field(50, ge=1, description="how many edits; records that are set aside are made up for")
+    batch: int = Field(1, ge=1, description="how many edits are made at once, by methods that solve batches")
     checkpoints: tuple[int, ...] = Field((1, 10, 50), description="after how many edits all of them are scored")
     seed: int = 0
     device: str | None = None

@@ -113,6 +113,7 @@ class _Run:
         self.reporter.stage(f"loading {self.config.model}")
         self.lm = load_model(self.config.model, device=self.config.device, dtype=self.config.dtype)
         self.editor = make_editor(self.lm, self.config)
+        self.editor.require_batches(self.config.batch)
         self.evaluator = Evaluator(self.lm, self.config.protocols)
         self.editor.bench.moments.progress = lambda done, _: self.reporter.step(done)
 
@@ -180,30 +181,41 @@ class _Run:
         self.reporter.stage("editing", len(self.edits))
         self.reporter.step(done, self._running())
         for n, commit in self._stream(done):
+            edits, first = commit.edits, n - len(commit.edits) + 1
             with self.editor.bench.clock.phase("score"):
-                immediate = self.evaluator.score([self.edits[n - 1]], self.baseline)[0]
-            seconds = {**commit.seconds, **self.editor.bench.clock.take()}
-            [before] = self.evaluator.score_baseline([self.edits[n - 1]], self.baseline)
-            self._record(_edit_row(n, commit, before.scores, immediate.scores, seconds))
-            if n in {*self.config.checkpoints, len(self.edits)}:
+                immediate = self.evaluator.score(edits, self.baseline)
+            spent = {**commit.seconds, **self.editor.bench.clock.take()}
+            seconds = {phase: value / len(edits) for phase, value in spent.items()}
+            before = self.evaluator.score_baseline(edits, self.baseline)
+            for offset, (edit, old, new) in enumerate(zip(edits, before, immediate, strict=True)):
+                self._record(_edit_row(first + offset, edit, commit, old.scores, new.scores, seconds))
+            if any(first <= mark <= n for mark in (*self.config.checkpoints, len(self.edits))):
                 self._checkpoint(n)
             self.folder.save_state(self.editor.state(), n)
             self.reporter.step(n, self._running())
         return self._finish(spent_before)
 
     def _stream(self, done: int) -> Iterator[tuple[int, Commit]]:
-        """Make the edits behind the first ``done``; one that cannot be made is set aside and the stream goes on."""
-        stream = self.editor.stream(self.edits[done:])
+        """Make the edits behind the first ``done``; one that cannot be made is set aside and the stream goes on.
+
+        A batch that fails is made edit by edit, to learn which of them it is.
+        """
+        singly = 0
         while done < len(self.edits):
+            size = 1 if singly else min(self.config.batch, len(self.edits) - done)
             try:
-                commit = next(stream)
+                # The values that a stream finds ahead of time are the editor's, and are there for the next one.
+                commit = next(self.editor.stream(self.edits[done:], size))
             except (EditError, TokenError, NumericalError) as error:
+                if size > 1:
+                    singly = size
+                    continue
                 self._reject(self.edits.pop(done), self.lines.pop(done), error.what, error.fix)
                 self.save_choice()
-                stream = self.editor.stream(self.edits[done:])
             else:
-                done += 1
+                done += size
                 yield done, commit
+            singly = max(0, singly - 1)
 
     def _checkpoint(self, n: int) -> None:
         self._final = self.evaluator.score(self.edits[:n], self.baseline)
@@ -285,9 +297,8 @@ class _Run:
 
 
 def _edit_row(
-    n: int, commit: Commit, before: dict[str, Any], immediate: dict[str, Any], seconds: dict[str, float]
+    n: int, edit: Edit, commit: Commit, before: dict[str, Any], immediate: dict[str, Any], seconds: dict[str, float]
 ) -> dict[str, Any]:
-    edit = commit.edits[0]
     return {
         "kind": "edit",
         "n": n,
