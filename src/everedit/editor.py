@@ -279,6 +279,15 @@ class Editor:
         finally:
             self.load_state(start)
 
+    @contextmanager
+    def using(self, method: Method) -> Iterator[None]:
+        """Let another method, or the same with other settings, make the edits of the block; the state stays in use."""
+        mine, self.method = self.method, method
+        try:
+            yield
+        finally:
+            self.method = mine
+
     def ask(self, prompt: str, *, max_new_tokens: int = 32) -> Answer:
         """Return the unedited and the edited model's greedy continuation of ``prompt``."""
         with self._weights.detached():

@@ -109,6 +109,12 @@ class Method(ABC):
         """
         return []
 
+    def going_back(self, patch: Patch) -> Method:
+        """Return the method that makes the edit of ``patch`` again with another target: itself, if nothing in it was
+        chosen for that edit.
+        """
+        return self
+
     @abstractmethod
     def fit(
         self, bench: Workbench, edits: Sequence[Edit], state: State, targets: Sequence[Target] | None = None

@@ -65,6 +65,10 @@ class Wilke(RankOneMethod):
         """Return ROME's keys."""
         return "mean", "bare"
 
+    def going_back(self, patch: Patch) -> Wilke:
+        """Return WilKE at the layer that was chosen for the edit, without another search."""
+        return Wilke(self.config.model_copy(update={"layers": (int(patch.info["layer"]),)}))
+
     def fit(
         self, bench: Workbench, edits: Sequence[Edit], state: State, targets: Sequence[Target] | None = None
     ) -> tuple[Patch, State]:
