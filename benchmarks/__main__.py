@@ -1,4 +1,4 @@
-"""``python -m benchmarks [values|moments|evaluation|memory ...]``: measure, print a table.
+"""``python -m benchmarks [values|moments|evaluation|steps|solves|memory ...]``: measure, print a table.
 
 Fails where a promise is not kept.
 """
@@ -9,11 +9,11 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from benchmarks import memory, speed, table
+from benchmarks import memory, speed, steps, table
 from everedit.data import load_edits
 from everedit.models import load_model
 
-PARTS = ("values", "moments", "evaluation", "memory")
+PARTS = ("values", "moments", "evaluation", "steps", "solves", "memory")
 
 
 def own_text(folder: Path) -> Path:
@@ -29,6 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", default=list(PARTS), help=f"some of {', '.join(PARTS)}; all by default")
     parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--figures", type=Path, default=Path("docs/results"), help="where figures go")
     options = parser.parse_args()
     lm = load_model(options.model, dtype="float32")
     rows: list[table.Row] = []
@@ -40,6 +41,10 @@ def main() -> None:
             rows += speed.second_moments(lm, text)
         if "evaluation" in options.parts:
             rows += speed.evaluation(lm)
+    if "steps" in options.parts:
+        rows += steps.gradient_steps(lm)
+    if "solves" in options.parts:
+        rows += steps.solves(lm, options.figures)
     if "memory" in options.parts:
         rows += memory.run_of_fifty(lm)
     table.show(rows)

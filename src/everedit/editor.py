@@ -73,12 +73,16 @@ class EditResult:
 
 @dataclass(frozen=True)
 class StreamState:
-    """All that a stream is at one moment; saved and loaded, it goes on as if nothing had happened."""
+    """All that a stream is at one moment; saved and loaded, it goes on as if nothing had happened.
+
+    ``made_by`` names method, policy and base model; a state without it is that of a stream that has not begun.
+    """
 
     weights: Snapshot
     method: State
     policy: State
     pending: dict[str, Target]
+    made_by: dict[str, str] = field(default_factory=dict)
 
 
 class Editor:
@@ -106,9 +110,10 @@ class Editor:
         self.method: Method = kind(config.resolved(lm.layout))
         self.method.check(lm.layout)
         self._require_fitting_policies()
-        self.bench = Workbench(lm, MomentStore(lm, corpus or Corpus()), seed)
+        moments = MomentStore(lm, corpus or Corpus())
         self.evaluator = Evaluator(lm)
         self._weights = EditedWeights(lm, self.policy.read_out if self.policy.reads_out else None)
+        self.bench = Workbench(lm, moments, seed, self._weights.master)
         self._method_state, self._policy_state = State(), State()
         self._pending: dict[str, Target] = {}
         self._prepared = False
@@ -160,11 +165,19 @@ class Editor:
         def solve(edits: Sequence[Edit]) -> list[Target]:
             return self.method.targets(self.bench, edits, [""])
 
-        def pool(name: str, path: str | None) -> Sequence[Edit]:
-            return load_edits(name, path).edits
+        def fits(edit: Edit) -> bool:
+            try:
+                self.method.check_edit(self.bench, edit)
+            except EvereditError:
+                return False
+            return True
 
-        settings = self.method.config.model_dump(mode="json")
-        provenance = {"model": self.lm.fingerprint, "method": self.method.name, "settings": settings}
+        def pool(name: str, path: str | None) -> Sequence[Edit]:
+            return [edit for edit in load_edits(name, path).edits if fits(edit)]
+
+        known = self.bench.moments.provenance
+        provenance = {part: known[part] for part in ("model", "tokenizer", "dtype")}
+        provenance |= {"method": self.method.name, "settings": self.method.config.model_dump(mode="json")}
         return Preparation(pool, solve, provenance)
 
     def check(self, edit: Edit) -> None:
@@ -306,10 +319,28 @@ class Editor:
 
     def state(self) -> StreamState:
         """Return all that the stream is now."""
-        return StreamState(self._weights.snapshot(), self._method_state, self._policy_state, dict(self._pending))
+        parts = self._weights.snapshot(), self._method_state, self._policy_state, dict(self._pending)
+        return StreamState(*parts, made_by=self._maker())
+
+    def _maker(self) -> dict[str, str]:
+        with self._weights.detached():
+            # Computed at the first call, which must see the unedited weights.
+            model = self.lm.fingerprint
+        return {"method": self.method.name, "policy": self.policy.name, "model": model}
 
     def load_state(self, state: StreamState) -> None:
-        """Go to a state, bit for bit."""
+        """Go to a state, bit for bit.
+
+        Raises :class:`EditError` and changes nothing if it was made by another method or policy, or on another model.
+        """
+        if state.made_by:
+            for part, mine in self._maker().items():
+                if state.made_by.get(part) != mine:
+                    raise EditError(
+                        what=f"this state was made by another {part}: {state.made_by.get(part, 'unknown')[:40]}",
+                        where=f"{part} here: {mine[:40]}",
+                        fix="load it into an editor like the one that saved it",
+                    )
         self._weights.restore(state.weights)
         self._method_state, self._policy_state = state.method, state.policy
         self._pending = dict(state.pending)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from everedit.engine.moments import MomentStore
 from everedit.models import LanguageModel
+from everedit.models.layout import oriented
 
 __all__ = ["Clock", "Workbench"]
 
@@ -48,8 +51,14 @@ class Workbench:
     lm: LanguageModel
     moments: MomentStore
     seed: int = 0
+    masters: Callable[[str], Tensor | None] = lambda name: None
     clock: Clock = field(default_factory=Clock)
     _contexts: dict[tuple[object, ...], list[str]] = field(default_factory=dict)
+
+    def weight(self, name: str) -> Tensor:
+        """Return a weight (d_out, d_in) in float32 as the stream keeps it, which a narrow model shows rounded."""
+        master = self.masters(name)
+        return oriented(self.lm.layout.module_of(name)).float() if master is None else master
 
     def contexts(self, groups: tuple[tuple[int, int], ...], starts: tuple[str, ...]) -> list[str]:
         """Return the prefixes of :func:`everedit.engine.contexts.sample_prefixes`, sampled once a bench.

@@ -66,7 +66,7 @@ class Target:
 
     @property
     def written(self) -> Tensor:
-        """What the MLP would have to add for the residual stream to hold the value, (H,)."""
+        """What the MLP, or at the site of its projection that projection, would have to give for the value, (H,)."""
         return self.before + self.delta
 
     @property

@@ -15,7 +15,6 @@ from everedit.edit import Edit
 from everedit.errors import NumericalError
 from everedit.models import LanguageModel
 from everedit.models.hooks import capture, replaced_weight, resumed_after, stopping_at
-from everedit.models.layout import oriented
 from everedit.models.tokens import Batch
 
 __all__ = ["Objective", "TuneConfig", "tune"]
@@ -39,20 +38,19 @@ class TuneConfig:
 def tune(
     lm: LanguageModel,
     edits: Sequence[Edit],
-    layers: Sequence[int],
+    starts: Mapping[int, Tensor],
     config: TuneConfig,
     centres: Mapping[int, Tensor] | None = None,
 ) -> dict[int, Tensor]:
     """Return the change (d_out, d_in) float32 of each layer's down projection that makes ``edits`` likely.
 
-    Adam on float32 copies of the weights; the model stays as it is. After each step every weight is put back into
-    the box of radius ``config.box`` around ``centres`` (by layer; the present weights if None). Inputs of the lowest
+    Adam from ``starts``, the weights by layer in float32; the model stays as it is. After each step every weight is put
+    back into the box of radius ``config.box`` around ``centres`` (by layer; ``starts`` if None). Inputs of the lowest
     layer's block do not change and are computed once (ft.md, "Cost and reuse").
 
     Raises :class:`NumericalError` if a loss is not finite.
     """
-    lowest = min(layers)
-    starts = {layer: oriented(lm.layout.mlp_out(layer)).float().clone() for layer in layers}
+    lowest = min(starts)
     weights = {layer: start.clone().requires_grad_() for layer, start in starts.items()}
     # Without foreach and fused kernels: a single large tensor gains nothing from them.
     optimiser = torch.optim.Adam(list(weights.values()), lr=config.lr, weight_decay=config.weight_decay, foreach=False)

@@ -52,6 +52,10 @@ class EditedWeights:
         """Return the original weight (d_out, d_in) in float32."""
         return self._originals.get(name, self._weight(name)).float()
 
+    def master(self, name: str) -> Tensor | None:
+        """Return the float32 weight (d_out, d_in) behind what the model holds now; None where it has no other."""
+        return self._masters.get(name) if self._face == "stream" else None
+
     def shift(self, name: str) -> Tensor:
         """Return S = W_now - W_base (d_out, d_in) in float64."""
         if name not in self._masters:

@@ -97,6 +97,7 @@ class RunFolder:
             tensors.update({f"{part}|{name}": tensor for part, tensor in parts.items()})
             pending[name] = {"losses": target.losses, "probability": target.probability}
         info = {"edits": edits, "method": state.method.values, "policy": state.policy.values, "pending": pending}
+        info["made_by"] = state.made_by
         save_tensors(self.path / "state.safetensors", tensors, info)
 
     def load_state(self, device: torch.device) -> tuple[StreamState, int]:
@@ -125,5 +126,6 @@ class RunFolder:
             State(parts.get("method", {}), info["method"]),
             State(parts.get("policy", {}), info["policy"]),
             pending,
+            dict(info["made_by"]),
         )
         return state, int(info["edits"])

@@ -257,6 +257,9 @@ class _Run:
         scores = [item.scores for item in final]
         summary = summarise(self.rows, scores, before, len(self.rejected), peak_memory_mb())
         summary["seconds_before"] = spent_before
+        # What methods and policies count as they go: layers chosen, edits not written.
+        state = self.editor.state()
+        summary["counts"] = {**state.method.values, **state.policy.values}
         self.folder.write_json("summary.json", summary)
         return summary
 

@@ -14,10 +14,13 @@ from everedit.engine.state import State
 from everedit.engine.target import Target
 from everedit.engine.tune import Objective, TuneConfig, tune
 from everedit.methods._base import Method, MethodConfig
-from everedit.models.layout import Layout, oriented
+from everedit.models.layout import Layout
 from everedit.patch import Dense, Patch
 
 __all__ = ["FinetuneConfig", "FinetuneMethod"]
+
+# Published layers, by family and number of layers (ft.md, "Hyperparameters").
+_LAYERS = {("gpt2", 48): 1, ("gptj", 28): 21, ("llama", 32): 21, ("llama", 28): 21}
 
 
 class FinetuneConfig(MethodConfig):
@@ -45,9 +48,9 @@ class FinetuneConfig(MethodConfig):
         return self.model_copy(update={"layers": check_layers(layers, depth), **self.own_choices(layout)})
 
     def published_layers(self, layout: Layout) -> tuple[int, ...]:
-        """Return the layers trained where nothing else is asked for: layer 21 of models with 28 and 32."""
+        """Return the layers trained where nothing else is asked for."""
         depth = layout.n_layers
-        return (21,) if depth in (28, 32) else (at_depth(2 / 3, depth),)
+        return (_LAYERS.get((layout.family.name, depth), at_depth(2 / 3, depth)),)
 
     def own_choices(self, layout: Layout) -> dict[str, Any]:
         """Return the method's own settings that depend on the model."""
@@ -70,10 +73,11 @@ class FinetuneMethod(Method):
         """Return what training changed; for a box around the stream the state keeps the weights at its start."""
         config, layout = self.config, bench.lm.layout
         tensors = dict(state.tensors)
+        starts = {layer: bench.weight(layout.mlp_out_weight(layer)) for layer in self.layers()}
         centres = None
         if config.box is not None and config.box_around == "stream":
-            for layer in self.layers():
-                tensors.setdefault(f"start|{layer}", oriented(layout.mlp_out(layer)).float().clone().contiguous())
+            for layer, start in starts.items():
+                tensors.setdefault(f"start|{layer}", start.clone().contiguous())
             centres = {layer: tensors[f"start|{layer}"] for layer in self.layers()}
         settings = TuneConfig(
             steps=config.steps,
@@ -85,6 +89,6 @@ class FinetuneMethod(Method):
             box=config.box,
         )
         with bench.clock.phase("train"):
-            changes = tune(bench.lm, edits, self.layers(), settings, centres)
+            changes = tune(bench.lm, edits, starts, settings, centres)
         deltas = {layout.mlp_out_weight(layer): Dense(change) for layer, change in changes.items()}
         return Patch(deltas), State(tensors, state.values)

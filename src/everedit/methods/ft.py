@@ -24,6 +24,7 @@ class Ft(FinetuneMethod):
         needs_subject=False,
         needs_moments=False,
         solves_batches=True,
+        keeps_state=True,
         writes_mlp_values=False,
     )
     Config = FtConfig

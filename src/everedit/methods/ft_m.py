@@ -29,6 +29,7 @@ class FtM(FinetuneMethod):
         needs_subject=False,
         needs_moments=False,
         solves_batches=True,
+        keeps_state=True,
         writes_mlp_values=False,
     )
     Config = FtMConfig

@@ -9,6 +9,7 @@ a value longer than twice the anchor is not written at all; such edits are count
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,7 +20,7 @@ from pydantic import Field
 from everedit.cache import cache_root, digest, write_json
 from everedit.engine.state import State
 from everedit.engine.target import Target
-from everedit.errors import CacheError
+from everedit.errors import CacheError, EditError
 from everedit.policies._base import Policy, PolicyConfig, Preparation
 
 
@@ -56,18 +57,25 @@ class Nas(Policy):
         if self.anchor is not None:
             return
         config = self.config
-        key = {**preparation.provenance, "nas": config.model_dump(mode="json", exclude={"skip_beyond", "enlarge"})}
+        pool = list(preparation.pool(config.pool, config.pool_path))
+        if not pool:
+            raise EditError(
+                what="the pool holds no fact that the method can edit, so there is no anchor to measure",
+                where=config.pool_path or config.pool,
+                fix="choose another pool, or give the anchor itself (policy.anchor)",
+            )
+        drawn = random.Random(config.seed).sample(pool, min(config.samples, len(pool)))
+        chosen = config.model_dump(mode="json", include={"samples", "quantile", "seed"})
+        key = {**preparation.provenance, "nas": chosen, "pool": digest([edit.id for edit in drawn])}
         file = cache_root() / "anchors" / f"{digest(key)}.json"
         if file.exists():
             try:
-                self.anchor = float(json.loads(file.read_text(encoding="utf-8"))["anchor"])
+                self.anchor = _sound(json.loads(file.read_text(encoding="utf-8"))["anchor"])
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise CacheError(
                     what="this cached anchor is damaged", where=str(file), fix=f"delete the file: rm '{file}'"
                 ) from error
             return
-        pool = list(preparation.pool(config.pool, config.pool_path))
-        drawn = random.Random(config.seed).sample(pool, min(config.samples, len(pool)))
         norms = [float(target.written.norm()) for target in preparation.solve(drawn)]
         self.anchor = trimmed_mean(norms, config.quantile)
         write_json(file, {"anchor": self.anchor, "facts": len(norms), **key})
@@ -88,6 +96,13 @@ class Nas(Policy):
                 scaled = target.written * (self.anchor / length)
                 adjusted.append(replace(target, delta=target.delta + (scaled - target.written)))
         return adjusted, State(state.tensors, {**state.values, "skipped": skipped})
+
+
+def _sound(value: object) -> float:
+    """Return an anchor that was read. Raises ``ValueError`` unless it is a positive number."""
+    if not isinstance(value, float) or not 0 < value < math.inf:
+        raise ValueError(f"{value!r} is no length")
+    return value
 
 
 def trimmed_mean(values: Sequence[float], quantile: float) -> float:

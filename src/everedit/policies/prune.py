@@ -57,6 +57,9 @@ class Prune(Policy):
         if float(shift.norm()) < float(base.norm()) / min(base.shape) ** 0.5:
             return shift
         top = largest_singular_value(base)
+        if not top:
+            # Without a size to compare with there is nothing to restrain.
+            return shift
         # Only triplets above the threshold change, and they come from the smaller of the two Gram matrices.
         wide = shift.shape[0] <= shift.shape[1]
         squares, vectors = torch.linalg.eigh(shift @ shift.T if wide else shift.T @ shift)

@@ -57,7 +57,7 @@ class Simie(Policy):
             if self.config.start == "base":
                 effect = effect - step.shift(name) @ keys
             deltas[name] = LowRank(effect, gain)
-        return Patch(deltas, step.patch.info), State(tensors, {"edits": done})
+        return Patch(deltas, step.patch.info), State(tensors, {**state.values, "edits": done})
 
     def _gain(self, name: str, keys: Tensor, tensors: dict[str, Tensor], refresh: bool) -> Tensor:
         """Add the keys to P and return P^-1 K (D, n)."""
