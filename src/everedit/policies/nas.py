@@ -65,8 +65,8 @@ class Nas(Policy):
                 fix="choose another pool, or give the anchor itself (policy.anchor)",
             )
         drawn = random.Random(config.seed).sample(pool, min(config.samples, len(pool)))
-        chosen = config.model_dump(mode="json", include={"samples", "quantile", "seed"})
-        key = {**preparation.provenance, "nas": chosen, "pool": digest([edit.id for edit in drawn])}
+        chosen = config.model_dump(mode="json", include={"samples", "quantile", "seed", "pool"})
+        key = {**preparation.provenance, "nas": chosen, "drawn": digest([edit.id for edit in drawn])}
         file = cache_root() / "anchors" / f"{digest(key)}.json"
         if file.exists():
             try:
