@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers import DynamicCache
 
 from everedit.models import LanguageModel
-from everedit.models.hooks import capture, changed_output, resumed_after
+from everedit.models.hooks import capture, changed_output, replaced_input, resumed_after
 from everedit.models.prefill import held_cache
 from everedit.models.tokens import Encoded
 
@@ -118,7 +118,9 @@ class Lane:
 
     def _resume(self, lm: LanguageModel, hidden: Tensor) -> Tensor:
         blocks = [lm.layout.block(index) for index in range(self.layer + 1)]
-        with resumed_after(blocks, hidden, as_tuple=lm.blocks_return_tuples):
+        skipping = resumed_after(blocks, hidden, as_tuple=lm.blocks_return_tuples)
+        # With nothing to skip the first block gets its input by itself: the model would add positions a second time.
+        with skipping if blocks else replaced_input(lm.layout.block(0), hidden):
             return lm.states(
                 inputs_embeds=hidden.detach(),
                 attention_mask=self.mask,
@@ -251,6 +253,8 @@ class _TwoPlaces(Lane):
             return change
 
         layout, block = lm.layout, self.layer + 1
+        # Found out by a run of its own at the first call, which must not meet the changes below.
+        _ = lm.blocks_return_tuples
         with (
             changed_output(layout.attention_out(block), adding(delta[:, 0])),
             changed_output(layout.mlp_out(block), adding(delta[:, 1])),

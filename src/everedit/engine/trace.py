@@ -110,7 +110,9 @@ def _noise_level(lm: LanguageModel, config: TraceConfig, subjects: Sequence[str]
     if config.noise is not None:
         return config.noise
     embed = lm.model.get_input_embeddings()
-    seen = [embed(torch.tensor(lm.encode(subject).ids, device=lm.device)).float() for subject in subjects]
+    special = set(lm.tokenizer.all_special_ids)
+    rows = [[token for token in lm.encode(subject).ids if token not in special] for subject in subjects]
+    seen = [embed(torch.tensor(row, device=lm.device)).float() for row in rows if row]
     return 3.0 * float(torch.cat(seen).std())
 
 

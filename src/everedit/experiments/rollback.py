@@ -63,19 +63,24 @@ def rollback(
     ES and GS are the shares of edit prompts and rephrasings answered with the new target right after each edit, LS that
     of locality prompts answered with their own answer; ERS and ORS, at the mark, the shares of edited and untouched
     facts answered with the truth; all by greedy match of every target token. S is their harmonic mean, a zero counting
-    as 0.0001. The editor keeps what the stream made of it. Raises :class:`EditError` for an edit without a true answer.
+    as 0.0001. The editor keeps what the stream made of it.
+
+    Raises :class:`EditError` for no edits, or for one without a true answer, before anything is edited.
     """
     reporter = reporter or Silent()
+    if not edits:
+        raise EditError(what="there is no fact to edit and to edit back", fix="give at least one that the model knows")
+    for edit in edits:
+        if edit.ground_truth is None:
+            raise EditError(
+                what="an edit without a true answer cannot be edited back", where=edit.prompt, fix='add "ground_truth"'
+            )
     ends = sorted({mark for mark in marks if 0 < mark < len(edits)} | {len(edits)})
     scores: dict[str, list[float | None]] = {"ES": [], "GS": [], "LS": []}
     sizes: list[float] = []
     checkpoints: dict[str, dict[str, float | None]] = {}
     reporter.stage("editing and editing back", len(edits))
     for step, edit in enumerate(edits, start=1):
-        if edit.ground_truth is None:
-            raise EditError(
-                what="an edit without a true answer cannot be edited back", where=edit.prompt, fix='add "ground_truth"'
-            )
         [commit] = editor.edit(edit, score=False).commits
         sizes.append(commit.norm)
         scores["ES"].append(_said(editor, [(edit.prompt, edit.target_new)]))

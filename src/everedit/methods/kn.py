@@ -111,15 +111,23 @@ class Kn(Method):
         counts: Counter[Neuron] = Counter()
         scores: dict[Neuron, float] = defaultdict(float)
         readings = [attributions(lm, lm.encode(prompt).ids, answer, self.config.steps) for prompt in prompts]
-        for found, _ in readings:
-            above = (found >= self.config.threshold * found.max()).nonzero()
-            for layer, index in above.tolist():
+        chosen = [
+            ((found >= self.config.threshold * found.max()) & (found > 0)).nonzero().tolist() for found, _ in readings
+        ]
+        for (found, _), above in zip(readings, chosen, strict=True):
+            for layer, index in above:
                 counts[layer, index] += 1
                 scores[layer, index] += float(found[layer, index])
         needed = self.config.share * len(prompts) if len(prompts) >= self.config.wordings else len(prompts)
         kept = [neuron for neuron, count in counts.items() if count >= needed]
         # Where no neuron serves most wordings, those of the edit's own prompt are at least about the fact.
-        kept = kept or list(counts)
+        kept = kept or [(layer, index) for layer, index in chosen[0]]
+        if not kept:
+            raise EditError(
+                what="no neuron bears on the present answer, so there is none to change",
+                where=prompts[0],
+                fix='give the "ground_truth" that the model says behind this prompt',
+            )
         return sorted(sorted(kept, key=lambda neuron: -scores[neuron])[: self.config.most]), readings[0][1]
 
     def _present_answer(self, lm: LanguageModel, edit: Edit) -> int:

@@ -158,7 +158,7 @@ def _restore(model: nn.Module, originals: dict[str, nn.Module]) -> None:
     for name, module in originals.items():
         path, _, attribute = name.removesuffix(".weight").rpartition(".")
         setattr(model.get_submodule(path), attribute, module)
-        module.requires_grad_(False)
+        module.requires_grad_(False).eval()
     for attribute in ("peft_config", "_hf_peft_config_loaded"):
         if attribute in model.__dict__:
             delattr(model, attribute)

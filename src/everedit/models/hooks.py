@@ -123,10 +123,12 @@ def resumed_after(blocks: list[nn.Module], hidden: Tensor, *, as_tuple: bool) ->
 def replaced_input(module: nn.Module, tensor: Tensor) -> Iterator[None]:
     """Let ``tensor``, in whatever shape it comes, stand in for a module's input of as many values."""
 
-    def hook(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (tensor.to(args[0].dtype).view_as(args[0]), *args[1:])
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        theirs = args[0] if args else kwargs["hidden_states"]
+        mine = tensor.to(theirs.dtype).view_as(theirs)
+        return ((mine, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": mine})
 
-    handle = module.register_forward_pre_hook(hook)
+    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
     try:
         yield
     finally:
