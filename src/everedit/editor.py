@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -23,66 +22,13 @@ from everedit.evaluation import EditScores, Evaluator
 from everedit.methods import Method, method_class
 from everedit.models import LanguageModel, load_model
 from everedit.models.layout import oriented
-from everedit.patch import Patch
+from everedit.outcome import Answer, Commit, EditResult, StreamState
 from everedit.policies import Preparation, Step, make_policy
 
 __all__ = ["Answer", "Commit", "EditResult", "Editor", "StreamState"]
 
 # Edits made on the base model are independent of each other; this many have their values optimised together.
 PREFETCH = 16
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the unedited and the edited model say to one prompt."""
-
-    prompt: str
-    base: str
-    edited: str
-
-    def __str__(self) -> str:
-        """The first line of each, which is where an answer stands."""
-        base, edited = (text.strip().partition("\n")[0] for text in (self.base, self.edited))
-        return f"{self.prompt}\n  base:   {base}\n  edited: {edited}"
-
-
-@dataclass(frozen=True)
-class Commit:
-    """One step of the stream: the edits made, the change committed, and what it took."""
-
-    edits: tuple[Edit, ...]
-    patch: Patch
-    norm: float
-    target_probability: float | None
-    seconds: dict[str, float]
-
-
-@dataclass(frozen=True)
-class EditResult:
-    """What :meth:`Editor.edit` did: commits, and each edit's scores before and after, by protocol and metric."""
-
-    commits: list[Commit]
-    before: list[EditScores] = field(default_factory=list)
-    after: list[EditScores] = field(default_factory=list)
-
-    @property
-    def norm(self) -> float:
-        """Frobenius norm of the last change."""
-        return self.commits[-1].norm
-
-
-@dataclass(frozen=True)
-class StreamState:
-    """All that a stream is at one moment; saved and loaded, it goes on as if nothing had happened.
-
-    ``made_by`` names method, policy and base model; a state without it is that of a stream that has not begun.
-    """
-
-    weights: Snapshot
-    method: State
-    policy: State
-    pending: dict[str, Target]
-    made_by: dict[str, str] = field(default_factory=dict)
 
 
 class Editor:

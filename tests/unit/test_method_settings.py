@@ -15,7 +15,8 @@ from tests.support.loading import fresh
 
 
 def layout(family: str, n_layers: int, hidden_size: int = 4096) -> Any:
-    return SimpleNamespace(family=SimpleNamespace(name=family), n_layers=n_layers, hidden_size=hidden_size)
+    mlp = {"inner_size": 4 * hidden_size, "mlp_in_names": ("mlp.up",), "input_width": lambda name: 4 * hidden_size}
+    return SimpleNamespace(family=SimpleNamespace(name=family), n_layers=n_layers, hidden_size=hidden_size, **mlp)
 
 
 ROME_TABLE = {

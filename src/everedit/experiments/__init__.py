@@ -2,6 +2,7 @@
 
 from everedit.experiments.config import RunConfig, StatsConfig
 from everedit.experiments.plan import Plan, make_plan
-from everedit.experiments.run import Reporter, resume, start
+from everedit.experiments.reporter import Reporter
+from everedit.experiments.run import resume, start
 
 __all__ = ["Plan", "Reporter", "RunConfig", "StatsConfig", "make_plan", "resume", "start"]

@@ -17,7 +17,7 @@ from everedit.editor import Editor
 from everedit.errors import EditError
 from everedit.evaluation.metrics import mean
 from everedit.evaluation.read import read
-from everedit.experiments.run import Reporter, Silent
+from everedit.experiments.reporter import Reporter, Silent
 
 __all__ = ["Toxicity", "known_facts", "rollback", "toxicity"]
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import platform
-import resource
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import transformers
@@ -25,30 +23,12 @@ from everedit.evaluation import Baseline, EditScores, Evaluator
 from everedit.evaluation.evaluate import average
 from everedit.experiments.config import RunConfig
 from everedit.experiments.folder import RunFolder
+from everedit.experiments.reporter import Reporter, Silent
 from everedit.experiments.summary import summarise
 from everedit.models import LanguageModel, load_model
+from everedit.models.memory import peak_memory_mb, resident_mb
 
-__all__ = ["Reporter", "make_editor", "resume", "start"]
-
-
-class Reporter(Protocol):
-    """Hears what a run is doing; the command line shows it, tests and notebooks need not."""
-
-    def stage(self, text: str, total: int | None = None) -> None:
-        """A new stage begins, of ``total`` steps if they are known."""
-
-    def step(self, done: int, note: str = "") -> None:
-        """The present stage has come to ``done``."""
-
-
-class Silent:
-    """A reporter that says nothing."""
-
-    def stage(self, text: str, total: int | None = None) -> None:
-        """Ignore it."""
-
-    def step(self, done: int, note: str = "") -> None:
-        """Ignore it."""
+__all__ = ["make_editor", "resume", "start"]
 
 
 def start(config: RunConfig, out: Path, *, reporter: Reporter | None = None, command: str = "") -> dict[str, Any]:
@@ -317,18 +297,3 @@ def _edit_row(
         "before": before,
         "immediate": immediate,
     }
-
-
-def resident_mb() -> float:
-    """Return the memory that the process holds now, in MiB (its peak where the system does not say)."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except (OSError, ValueError):
-        return peak_memory_mb()
-    return pages * resource.getpagesize() / 2**20
-
-
-def peak_memory_mb() -> float:
-    """Return the most memory that the process has held, in MiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

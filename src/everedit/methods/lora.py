@@ -8,7 +8,8 @@ steps on prompt and target with the loss on the target alone.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -111,11 +112,9 @@ class Lora(Method):
             task_type="CAUSAL_LM",
         )
         originals = {name: lm.layout.module_of(name) for name in self.weights(lm.layout)}
-        # Initial factors and dropout come from torch's own generator: it is put back as it was.
-        with bench.clock.phase("train"), torch.random.fork_rng(), warnings.catch_warnings():
+        with bench.clock.phase("train"), _randomness(bench.seed), warnings.catch_warnings():
             # peft says on its own that it treats GPT-2's Conv1D rightly.
             warnings.simplefilter("ignore")
-            torch.manual_seed(bench.seed)
             peft.inject_adapter_in_model(settings, lm.model)
             try:
                 layers = {f"{name}.weight": part for name, part in lm.model.named_modules() if hasattr(part, "lora_A")}
@@ -145,6 +144,14 @@ class Lora(Method):
             for factor, gradient in zip(factors, gradients, strict=True):
                 factor.grad = gradient
             optimiser.step()
+
+
+@contextmanager
+def _randomness(seed: int) -> Iterator[None]:
+    """Lend torch's generator, which initial factors and dropout come from, a state of our own while the block runs."""
+    with torch.random.fork_rng():
+        torch.set_rng_state(torch.Generator().manual_seed(seed).get_state())
+        yield
 
 
 def _factors(layer: Any) -> LowRank:
