@@ -31,3 +31,9 @@ def show(rows: Iterable[Row]) -> None:
         figures = (f"{value:,.3g}" if value < 100 else f"{value:,.0f}" for value in (row.plain, row.ours))
         table.add_row(row.what, *figures, row.unit, f"{row.ratio:.2f}", f"{row.bar:g}", verdict, row.note)
     Console().print(table)
+
+
+def said(row: Row) -> Row:
+    """Return the row, having written it to standard error."""
+    Console(stderr=True).print(f"{row.what}: {row.plain:.4g} against {row.ours:.4g} {row.unit}, ratio {row.ratio:.2f}")
+    return row
