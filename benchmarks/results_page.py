@@ -103,7 +103,8 @@ def write_page(kept: Path, out: Path) -> None:
             f"![retained scores against the number of edits, {NAMES[data]}](streams_{data}.svg)",
             "",
             f"Teacher-forced token accuracy (`{TOKENS}`). T edits have been made one after another; *retained* is the",
-            "mean over all T of them with the model as it then is. SimIE edits the base model (`policy.start=base`).",
+            "mean over all T of them with the model as it then is. SimIE edits the base model (`policy.start=base`);",
+            "settings of streams were searched as streams ([how](settings.md)).",
             "",
             *streams_table(kept, data),
         ]
