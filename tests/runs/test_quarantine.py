@@ -13,10 +13,13 @@ from everedit import experiments
 from everedit.engine import moments, target
 from everedit.errors import EditError, NumericalError
 from everedit.evaluation import PROTOCOLS
+from everedit.experiments.plan import _seconds_per_edit
 from everedit.experiments.run import make_editor
+from everedit.methods import method_names
 from everedit.methods.memit import Memit
 from everedit.models import load_model
-from tests.support.editing import home_town
+from tests.support.editing import METHOD_SETTINGS, home_town
+from tests.support.editing import make_editor as editor_with
 from tests.support.running import MARKS, N_EDITS, records, rows_of, run_config, write_records
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -171,3 +174,22 @@ def test_a_plan_knows_which_statistics_are_there(corpus_path: Path, tmp_path: Pa
     editor.prepare()
     plan = experiments.make_plan(config, editor)
     assert (plan.statistics_missing, plan.statistics_tokens, plan.seconds_statistics) == ([], 0, 0.0)
+
+
+@pytest.mark.parametrize("method", method_names())
+def test_a_plan_knows_that_an_edit_of_any_method_takes_time(method: str, corpus_path: Path) -> None:
+    edits, rate = [home_town(0), home_town(1)], 1000.0
+    planned = _seconds_per_edit(editor_with("gpt2", corpus_path, method), edits, rate)
+    assert planned > 0
+    # Twice the steps, or twice the layers to try, are planned as more time.
+    more = dict(METHOD_SETTINGS[method])
+    if "target" in more:
+        more["target"] = {**more["target"], "steps": 2 * more["target"]["steps"]}
+    elif method != "ultraedit":
+        more["steps"] = 200
+    assert method == "ultraedit" or planned < _seconds_per_edit(
+        editor_with("gpt2", corpus_path, method, method_settings=more), edits, rate
+    )
+    if method == "wilke":
+        wider = {**METHOD_SETTINGS[method], "layers": (0, 1, 2)}
+        assert planned < _seconds_per_edit(editor_with("gpt2", corpus_path, method, method_settings=wider), edits, rate)

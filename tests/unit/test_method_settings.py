@@ -93,3 +93,15 @@ def test_every_method_says_what_it_is() -> None:
         assert kind.traits.title
         assert kind.traits.changes in ("weights", "prompt", "module")
         assert set(kind.Config.model_fields) == set(kind.Config.model_json_schema()["properties"])
+
+
+def test_what_was_searched_for_a_small_model_goes_on_top_of_what_makes_the_method() -> None:
+    small = layout("llama", 30, 576)
+    found: dict[str, Any] = {
+        name: method_class(name).Config().resolved(small) for name in ("memit", "pmet", "alphaedit", "rlsedit")
+    }
+    assert all((config.target.lr, config.target.steps) == (1.0, 40) for config in found.values())
+    assert all(config.layers == (14, 15, 16) for config in found.values())
+    assert found["pmet"].target.ease
+    assert not found["memit"].target.ease
+    assert [found[name].target.clamp for name in ("memit", "pmet", "alphaedit", "rlsedit")] == [4.0, 1.0, 0.75, 0.75]

@@ -37,9 +37,9 @@ def demo(
     )
     execute(config, folder)
     lines = (folder / "samples.jsonl").read_text(encoding="utf-8").split("\n")
-    samples = map(json_library.loads, filter(None, lines))
+    asked = [s for s in map(json_library.loads, filter(None, lines)) if s["kind"] == "rewrite"]
     # A sentence to be finished shows more than a question, which a base model likes to answer with a line break.
-    rewrites = [s for s in samples if s["kind"] == "rewrite" and not s["prompt"].endswith("?")]
+    rewrites = [s for s in asked if not s["prompt"].endswith("?")] or asked
     # First and last of the stream and one from the middle: old edits must hold as well as new ones.
     chosen = [rewrites[0], rewrites[len(rewrites) // 2], rewrites[-1]]
     rows = [(s["prompt"], s["target"], s["base_text"].strip(), s["edited_text"].strip()) for s in chosen]

@@ -91,13 +91,18 @@ def _tokens_a_second(lm: LanguageModel) -> float:
 
 
 def _seconds_per_edit(editor: Editor, edits: list[Any], rate: float) -> float:
-    """Tokens that the value optimisation runs, at the measured rate."""
-    config = editor.method.config
-    target = getattr(config, "target", None)
-    if target is None or not edits:
+    """Tokens that an edit runs, at the measured rate."""
+    if not edits:
         return 0.0
+    config, encode = editor.method.config, editor.lm.encode
+    target = getattr(config, "target", None)
+    if target is None:
+        whole = sum(len(encode(edit.prompt, edit.target_new).ids) for edit in edits) / len(edits)
+        return editor.method.work(whole) / rate
     lm, rows = editor.lm, 1 + sum(count for _, count in getattr(config, "contexts", None) or ())
-    above = 1 - (max(editor.method.layers()) + 1) / lm.layout.n_layers
+    layers = editor.method.layers()
+    tried = layers if editor.method.traits.chooses_layer else layers[-1:]
+    above = sum(1 - (layer + 1) / lm.layout.n_layers for layer in tried)
     tails, fulls = [], []
     for edit in edits:
         text = lm.encode(edit.prompt, edit.target_new, subject=edit.subject)
@@ -105,7 +110,7 @@ def _seconds_per_edit(editor: Editor, edits: list[Any], rate: float) -> float:
         fulls.append(len(text.ids) + 10)
     tail, full = sum(tails) / len(tails), sum(fulls) / len(fulls)
     steps = target.steps * _SHARE_OF_STEPS * _PASSES_A_STEP
-    return (rows * tail * above * steps + rows * full * 2) / rate
+    return (rows * tail * above * steps + rows * full * 2 * len(tried)) / rate
 
 
 def _probe_tokens(editor: Editor, edits: list[Any]) -> float:

@@ -17,7 +17,10 @@ from everedit.engine.target import Target
 from everedit.models.layout import Layout
 from everedit.patch import Patch
 
-__all__ = ["Method", "MethodConfig", "Traits"]
+__all__ = ["GPT_LIKE", "Method", "MethodConfig", "Traits"]
+
+GPT_LIKE = ("gpt2", "gptj", "gpt_neo", "gpt_neox", "opt")
+"""Families whose published settings of the value optimisation are those of the first papers."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,12 @@ class Method(ABC):
         self.prefixes(bench)
         with bench.clock.phase("statistics"):
             bench.moments.get(self.moment_layers())
+
+    def work(self, tokens: float) -> float:
+        """Return about how many tokens run forward or backward through the whole model for an edit of ``tokens`` of
+        them, beside a value optimisation: what a plan is made of.
+        """
+        return 0.0
 
     def targets(self, bench: Workbench, edits: Sequence[Edit], prefixes: Sequence[str] | None = None) -> list[Target]:
         """Return the value targets of ``edits`` on the model as it is, optimised together; [] if it has none.

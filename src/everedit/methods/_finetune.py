@@ -67,6 +67,10 @@ class FinetuneMethod(Method):
         assert self.config.layers is not None
         return self.config.layers
 
+    def work(self, tokens: float) -> float:
+        """Return a forward and a backward pass for each step; what is saved below the trained layer is not counted."""
+        return 2 * self.config.steps * tokens
+
     def fit(
         self, bench: Workbench, edits: Sequence[Edit], state: State, targets: Sequence[Target] | None = None
     ) -> tuple[Patch, State]:

@@ -15,7 +15,7 @@ from everedit.engine.spread import at_depth, check_layers
 from everedit.engine.state import State
 from everedit.engine.target import Target, TargetConfig, optimise_targets
 from everedit.errors import EditError
-from everedit.methods._base import Method, MethodConfig
+from everedit.methods._base import GPT_LIKE, Method, MethodConfig
 from everedit.models.layout import Layout, oriented
 from everedit.patch import LowRank, Patch
 
@@ -39,7 +39,6 @@ _LAYERS = {
 _SEARCHED: dict[tuple[str, int, int], tuple[int, Contexts, dict[str, float]]] = {
     ("llama", 30, 576): (14, ((10, 5),), {"lr": 1.0, "steps": 40})  # SmolLM2-135M
 }
-_GPT_LIKE = ("gpt2", "gptj", "gpt_neo", "gpt_neox", "opt")
 
 
 class RankOneConfig(MethodConfig):
@@ -54,7 +53,7 @@ class RankOneConfig(MethodConfig):
         """Return the config with layer and target settings filled in from the published tables."""
         family, depth = layout.family.name, layout.n_layers
         layer = _LAYERS.get((family, depth), at_depth(0.35 if family == "gpt2" else 1 / 6, depth))
-        target: dict[str, float] = {"steps": 20, "weight_decay": 0.5} if family in _GPT_LIKE else {}
+        target: dict[str, float] = {"steps": 20, "weight_decay": 0.5} if family in GPT_LIKE else {}
         target |= {"clamp": 3} if (family, depth) == ("gpt2", 24) else {}
         published: tuple[int, Contexts, dict[str, float]] = layer, ((5, 10), (10, 10)), target
         layer, contexts, target = _SEARCHED.get((family, depth, layout.hidden_size), published)

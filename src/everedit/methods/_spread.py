@@ -16,14 +16,15 @@ from torch import Tensor
 from everedit.edit import Edit
 from everedit.engine.bench import Workbench
 from everedit.engine.keys import LayerWalk
+from everedit.engine.solve import ridge_update
 from everedit.engine.spread import SHARES, at_depth, check_layers
 from everedit.engine.state import State
 from everedit.engine.target import Target, TargetConfig, optimise_targets
-from everedit.methods._base import Method, MethodConfig
+from everedit.methods._base import GPT_LIKE, Method, MethodConfig
 from everedit.models.layout import Layout
 from everedit.patch import LowRank, Patch
 
-__all__ = ["GPT_LIKE", "SpreadConfig", "SpreadMethod"]
+__all__ = ["RidgeConfig", "RidgeMethod", "SpreadConfig", "SpreadMethod", "later_target"]
 
 # Published ranges, by family and number of layers (memit.md, "Hyperparameters").
 _LAYERS = {
@@ -40,8 +41,6 @@ _SEARCHED: dict[tuple[str, int, int], tuple[tuple[int, ...], dict[str, float]]] 
 }
 _STARTS = ("The", "Therefore", "Because", "I", "You")
 
-GPT_LIKE = ("gpt2", "gptj", "gpt_neo", "gpt_neox", "opt")
-
 
 class SpreadConfig(MethodConfig):
     """Settings that these methods have in common; None means the published value for the family."""
@@ -57,9 +56,10 @@ class SpreadConfig(MethodConfig):
         first, last = _LAYERS.get((family, depth), (at_depth(1 / 8, depth), at_depth(1 / 4, depth)))
         if family == "gpt2" and (family, depth) not in _LAYERS:
             first, last = at_depth(0.27, depth), at_depth(0.35, depth)
-        published = tuple(range(first, last + 1)), self.published_target(family)
         size = (family, depth, layout.hidden_size)
-        layers, target = _SEARCHED.get(size, published)
+        layers, searched = _SEARCHED.get(size, (tuple(range(first, last + 1)), {}))
+        # What was searched goes on top: what else makes the method what it is stays.
+        target = {**self.published_target(family), **searched}
         chosen = {
             "layers": check_layers(layers if self.layers is None else self.layers, depth),
             "target": TargetConfig.merged(target, self.target),
@@ -77,6 +77,29 @@ class SpreadConfig(MethodConfig):
         ``searched`` tells that the model is too small for any published setting and that its were searched for.
         """
         return {}
+
+
+def later_target(family: str) -> dict[str, float]:
+    """Return the value optimisation of AlphaEdit's released code, which its successors took over: a decay of 0.5 and a
+    clamp of 0.75 everywhere.
+    """
+    target = {"weight_decay": 0.5, "clamp": 0.75}
+    return target | ({"steps": 20} if family == "gpt2" else {"lr": 0.1} if family not in GPT_LIKE else {})
+
+
+class RidgeConfig(SpreadConfig):
+    """Settings of a method that weighs the second moments against the edit."""
+
+    moment_weight: float | None = Field(None, ge=0, description="w, the weight of the second moments")
+
+    def published_weight(self, family: str) -> float:
+        """Return the published weight."""
+        return 20_000.0 if family in ("gpt2", "gpt_neox") else 15_000.0
+
+    def own_choices(self, layout: Layout, *, searched: bool) -> dict[str, Any]:
+        """Return the published weight, or the one searched for."""
+        weight = 50.0 if searched else self.published_weight(layout.family.name)
+        return {"moment_weight": weight if self.moment_weight is None else self.moment_weight}
 
 
 class SpreadMethod(Method):
@@ -135,6 +158,19 @@ class SpreadMethod(Method):
 
         ``tensors`` are those of the method's state; what is put there is there at the next edit.
         """
+
+
+class RidgeMethod(SpreadMethod):
+    """Solves R K^T (w C + K K^T)^-1 in each layer."""
+
+    config: RidgeConfig
+
+    def solve(
+        self, bench: Workbench, layer: int, keys: Tensor, residual: Tensor, tensors: dict[str, Tensor]
+    ) -> LowRank:
+        """Solve the regularised least-squares problem with the layer's second moments."""
+        assert self.config.moment_weight is not None
+        return ridge_update(bench.moments.get([layer])[layer].factor, self.config.moment_weight, keys, residual)
 
 
 def _mean_key(keys: Tensor) -> Tensor:

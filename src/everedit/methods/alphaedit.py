@@ -18,7 +18,7 @@ from everedit.engine.bench import Workbench
 from everedit.engine.solve import recursive_gain
 from everedit.errors import NumericalError
 from everedit.methods._base import Traits
-from everedit.methods._spread import GPT_LIKE, SpreadConfig, SpreadMethod
+from everedit.methods._spread import SpreadConfig, SpreadMethod, later_target
 from everedit.models.layout import Layout
 from everedit.patch import LowRank
 
@@ -33,9 +33,8 @@ class AlphaEditConfig(SpreadConfig):
     keep_previous: bool = Field(True, description="protect the keys of earlier edits; False is SimIE's AlphaEdit-")
 
     def published_target(self, family: str) -> dict[str, float]:
-        """Return the released settings: a decay of 0.5 and a clamp of 0.75 everywhere."""
-        target = {"weight_decay": 0.5, "clamp": 0.75}
-        return target | ({"steps": 20} if family == "gpt2" else {"lr": 0.1} if family not in GPT_LIKE else {})
+        """Return the released settings."""
+        return later_target(family)
 
     def own_choices(self, layout: Layout, *, searched: bool) -> dict[str, Any]:
         """Return the released threshold and ridge, or those searched for."""

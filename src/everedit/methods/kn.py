@@ -79,6 +79,10 @@ class Kn(Method):
         assert self.config.depth is not None
         return tuple(range(self.config.depth))
 
+    def work(self, tokens: float) -> float:
+        """Return single tokens for every layer and step, forward and backward through half of the model each."""
+        return tokens + len(self.layers()) * self.config.steps
+
     def fit(
         self, bench: Workbench, edits: Sequence[Edit], state: State, targets: Sequence[Target] | None = None
     ) -> tuple[Patch, State]:

@@ -72,6 +72,10 @@ class Lora(Method):
         assert self.config.depth is not None
         return tuple(range(self.config.depth))
 
+    def work(self, tokens: float) -> float:
+        """Return a forward and a backward pass for each step."""
+        return 2 * (self.config.steps or 0) * tokens
+
     def weights(self, layout: Layout) -> list[str]:
         """Return the names of the weights that get factors."""
         wanted = self._modules(layout)

@@ -7,31 +7,20 @@ before it in place, takes an equal share R_l = (Z - h) / (layers left) of what i
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import Field
-from torch import Tensor
 
-from everedit.engine.bench import Workbench
-from everedit.engine.solve import ridge_update
 from everedit.methods._base import Traits
-from everedit.methods._spread import SpreadConfig, SpreadMethod
-from everedit.models.layout import Layout
-from everedit.patch import LowRank
+from everedit.methods._spread import RidgeConfig, RidgeMethod
 
 
-class MemitConfig(SpreadConfig):
+class MemitConfig(RidgeConfig):
     """Settings of MEMIT; None means the published value for the family."""
 
+    # With no weight at all nothing would keep other keys where they are.
     moment_weight: float | None = Field(None, gt=0, description="w, the weight of the second moments")
 
-    def own_choices(self, layout: Layout, *, searched: bool) -> dict[str, Any]:
-        """Return the published weight, or the one searched for."""
-        published = 20_000.0 if layout.family.name in ("gpt2", "gpt_neox") else 15_000.0
-        return {"moment_weight": self.moment_weight or (50.0 if searched else published)}
 
-
-class Memit(SpreadMethod):
+class Memit(RidgeMethod):
     """Many facts at once, spread over several layers."""
 
     name = "memit"
@@ -43,13 +32,6 @@ class Memit(SpreadMethod):
     )
     Config = MemitConfig
     config: MemitConfig
-
-    def solve(
-        self, bench: Workbench, layer: int, keys: Tensor, residual: Tensor, tensors: dict[str, Tensor]
-    ) -> LowRank:
-        """Solve the regularised least-squares problem with the layer's second moments."""
-        assert self.config.moment_weight is not None
-        return ridge_update(bench.moments.get([layer])[layer].factor, self.config.moment_weight, keys, residual)
 
 
 METHOD = Memit

@@ -9,22 +9,18 @@ optimisation ends when the subject's own distribution is near what it was.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from everedit.engine.bench import Workbench
-from everedit.engine.solve import ridge_update
 from everedit.engine.target import Target
 from everedit.methods._base import Traits
-from everedit.methods._spread import SpreadConfig, SpreadMethod
-from everedit.models.layout import Layout
-from everedit.patch import LowRank
+from everedit.methods._spread import RidgeConfig, RidgeMethod
 
 
-class PmetConfig(SpreadConfig):
+class PmetConfig(RidgeConfig):
     """Settings of PMET; None means the published value for the family."""
 
     moment_weight: float | None = Field(None, gt=0, description="w, the weight of the second moments")
@@ -38,13 +34,12 @@ class PmetConfig(SpreadConfig):
             return {"steps": 30, "lr": 0.5, "weight_decay": 0.5, "clamp": 0.8, "kl": 0.8, "ease": True}
         return {"steps": 20, "lr": 0.5, "weight_decay": 0.5, "clamp": 1.0, "ease": True}
 
-    def own_choices(self, layout: Layout, *, searched: bool) -> dict[str, Any]:
-        """Return the published weight, or the one searched for."""
-        published = 6_000.0 if layout.family.name == "gptj" else 15_000.0
-        return {"moment_weight": self.moment_weight or (50.0 if searched else published)}
+    def published_weight(self, family: str) -> float:
+        """Return the original code's weight for GPT-J, EasyEdit's elsewhere."""
+        return 6_000.0 if family == "gptj" else 15_000.0
 
 
-class Pmet(SpreadMethod):
+class Pmet(RidgeMethod):
     """MEMIT with the attention's share of a value kept out of the weights."""
 
     name = "pmet"
@@ -61,13 +56,6 @@ class Pmet(SpreadMethod):
     def residual(self, targets: Sequence[Target], state: Tensor, output: Tensor) -> Tensor:
         """Return what is missing of the MLP's output in the last layer."""
         return torch.stack([target.value for target in targets]) - output
-
-    def solve(
-        self, bench: Workbench, layer: int, keys: Tensor, residual: Tensor, tensors: dict[str, Tensor]
-    ) -> LowRank:
-        """Solve MEMIT's least-squares problem."""
-        assert self.config.moment_weight is not None
-        return ridge_update(bench.moments.get([layer])[layer].factor, self.config.moment_weight, keys, residual)
 
 
 METHOD = Pmet

@@ -9,8 +9,6 @@ which is neither the objective nor recursive (rlsedit.md).
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -18,28 +16,23 @@ from torch import Tensor
 from everedit.engine.bench import Workbench
 from everedit.engine.solve import Factor, recursive_gain
 from everedit.methods._base import Traits
-from everedit.methods._spread import GPT_LIKE, SpreadConfig, SpreadMethod
-from everedit.models.layout import Layout
+from everedit.methods._spread import RidgeConfig, SpreadMethod, later_target
 from everedit.patch import LowRank
 
 
-class RlsEditConfig(SpreadConfig):
+class RlsEditConfig(RidgeConfig):
     """Settings of RLSEdit; None means the published value for the family."""
 
-    moment_weight: float | None = Field(None, ge=0, description="omega, the weight of the second moments")
     lam: float = Field(0.0, ge=0, description="lambda: weight of staying near the original matrix; enters squared")
     mu: float = Field(1.0, ge=0, description="mu: weight of staying near the original mapping; enters squared")
 
     def published_target(self, family: str) -> dict[str, float]:
-        """Return the released settings: a decay of 0.5 and a clamp of 0.75 everywhere."""
-        target = {"weight_decay": 0.5, "clamp": 0.75}
-        return target | ({"steps": 20} if family == "gpt2" else {"lr": 0.1} if family not in GPT_LIKE else {})
+        """Return the released settings."""
+        return later_target(family)
 
-    def own_choices(self, layout: Layout, *, searched: bool) -> dict[str, Any]:
-        """Return the released weight, or the one searched for."""
-        published = 20_000.0 if layout.family.name == "gpt2" else 15_000.0
-        weight = 50.0 if searched else published
-        return {"moment_weight": weight if self.moment_weight is None else self.moment_weight}
+    def published_weight(self, family: str) -> float:
+        """Return omega, the weight of the second moments."""
+        return 20_000.0 if family == "gpt2" else 15_000.0
 
 
 class RlsEdit(SpreadMethod):

@@ -83,6 +83,10 @@ class UltraEdit(Method):
         assert self.config.modules is not None
         return tuple(sorted({layer for layers in self.config.modules.values() for layer in layers}))
 
+    def work(self, tokens: float) -> float:
+        """Return one forward and one backward pass."""
+        return 2 * tokens
+
     def weights(self, layout: Layout) -> list[str]:
         """Return the names of the weights that change."""
         assert self.config.modules is not None
