@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch.nn import functional as F
@@ -23,13 +24,18 @@ from everedit.evaluation.read import read
 from everedit.models import LanguageModel
 from tests.oracles import plain_target
 
+T = TypeVar("T")
 STEPS, BATCH, PAIRS = 25, 16, 3
 
 
-def seconds(work: Callable[[], object]) -> float:
+def timed(work: Callable[..., T], *given, **named) -> tuple[T, float]:
     start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+    result = work(*given, **named)
+    return result, time.perf_counter() - start
+
+
+def seconds(work: Callable[[], object]) -> float:
+    return timed(work)[1]
 
 
 def value_optimisation(lm: LanguageModel) -> Iterator[Row]:
@@ -43,20 +49,19 @@ def value_optimisation(lm: LanguageModel) -> Iterator[Row]:
         prefixes = editor.bench.contexts(((10, 5),), ("The", "Therefore", "Because", "I", "You"))
         work = {"layer": layer, "config": config, "site": site}
         optimise_targets(lm, edits[:1], prefixes, **work)
-        plain, alone, apart, wanted = [], [], [], []
-        for edit in edits[:PAIRS]:
-            start = time.perf_counter()
-            wanted.append(plain_target(lm, edit, prefixes, **work).delta)
-            plain.append(time.perf_counter() - start)
-            start = time.perf_counter()
-            found = optimise_targets(lm, [edit], prefixes, **work)[0].delta
-            alone.append(time.perf_counter() - start)
-            apart.append(float((found - wanted[-1]).norm() / wanted[-1].norm()))
-        start = time.perf_counter()
-        together = optimise_targets(lm, edits, prefixes, **work)
-        batch = (time.perf_counter() - start) / BATCH
-        apart += [float((t.delta - w).norm() / w.norm()) for t, w in zip(together, wanted, strict=False)]
-        base, one = statistics.median(plain), statistics.median(alone)
+        times: dict[str, list[float]] = {"plain": [], "alone": [], "batch": []}
+        apart = []
+        # In turns, since a machine's speed drifts within minutes.
+        for index, edit in enumerate(edits[:PAIRS]):
+            wanted, took = timed(plain_target, lm, edit, prefixes, **work)
+            times["plain"].append(took)
+            found, took = timed(optimise_targets, lm, [edit], prefixes, **work)
+            times["alone"].append(took)
+            together, took = timed(optimise_targets, lm, edits, prefixes, **work)
+            times["batch"].append(took / BATCH)
+            aims = [found[0].delta, together[index].delta]
+            apart += [float((aim - wanted.delta).norm() / wanted.delta.norm()) for aim in aims]
+        base, one, batch = (statistics.median(column) for column in times.values())
         note = f"{method}, {len(prefixes) + 1} rows, layer {layer}, {STEPS} steps; largest difference {max(apart):.1e}"
         yield Row("value optimisation, one edit", base, one, "s/edit", base / one, bars[0], note)
         yield Row(f"value optimisation, batch of {BATCH}", base, batch, "s/edit", base / batch, bars[1], note)

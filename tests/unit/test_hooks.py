@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from everedit.models import LanguageModel
-from everedit.models.hooks import capture, changed_output, resumed_after, stopping_at
+from everedit.models.hooks import capture, changed_output, only_at, resumed_after, stopping_at
 from tests.support import facts, tiny
 from tests.support.loading import DECODERS, bits, fresh, same_bits
 
@@ -307,3 +307,22 @@ def test_inputs_of_runs_no_further_than_its_deepest_module(lm: LanguageModel) ->
         assert found.keys() == modules.keys()
         for layer in modules:
             torch.testing.assert_close(found[layer], expected[layer], rtol=0, atol=0)
+
+
+@every_family
+def test_an_mlp_run_at_some_places_gives_the_same_there_and_nothing_elsewhere(lm: LanguageModel) -> None:
+    last = lm.layout.n_layers - 1
+    mlp = lm.layout.mlp(last)
+    if mlp is None:
+        assert lm.layout.family.mlp_out == "fc2"  # OPT's blocks have no module of their own for it
+        return
+    batch = lm.pad([[1, 2, 3, 4], [5, 6, 7]])
+    places = torch.tensor([[False, True, False, True], [True, False, False, False]])
+    with torch.no_grad():
+        plain = lm.states(**batch.inputs())
+        with only_at(mlp, places), capture(outputs={"mlp": mlp}, rows=2) as seen:
+            found = lm.states(**batch.inputs())
+    torch.testing.assert_close(found[places], plain[places])
+    assert not torch.allclose(found[~places], plain[~places])
+    assert seen["mlp"][~places].abs().sum() == 0 < seen["mlp"][places].abs().sum()
+    assert "forward" not in mlp.__dict__

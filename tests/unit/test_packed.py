@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
-from everedit.models.packed import packed
+from everedit.models.packed import direct, packed
 from tests.support.loading import bits, fresh, hooks_left, same_bits
 
 
+@pytest.mark.parametrize("by", [packed, direct])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("rows", [(1,), (7,), (3, 5)])
-def test_equals_the_plain_layer_and_its_gradient(rows: tuple[int, ...], bias: bool) -> None:
+def test_equals_the_plain_layer_and_its_gradient(rows: tuple[int, ...], bias: bool, by: Any) -> None:
     layer = nn.Linear(24, 40, bias=bias).requires_grad_(False)
     x = torch.randn(*rows, 24, requires_grad=True)
     weight = torch.randn(*rows, 40)
     plain = layer(x)
     [slope] = torch.autograd.grad((plain * weight).sum(), x)
-    with packed([nn.Sequential(layer)]):
+    with by([nn.Sequential(layer)]):
         assert "forward" in layer.__dict__
         fast = layer(x)
         [found] = torch.autograd.grad((fast * weight).sum(), x)
@@ -28,11 +31,12 @@ def test_equals_the_plain_layer_and_its_gradient(rows: tuple[int, ...], bias: bo
     assert found.abs().sum() > 0
 
 
-def test_layers_that_are_not_ours_to_change_stay_as_they_are() -> None:
+@pytest.mark.parametrize("by", [packed, direct])
+def test_layers_that_are_not_ours_to_change_stay_as_they_are(by: Any) -> None:
     half, trained, theirs = nn.Linear(4, 4).bfloat16(), nn.Linear(4, 4), nn.Linear(4, 4)
     half.requires_grad_(False)
     theirs.requires_grad_(False).forward = lambda x: x + 1  # type: ignore[method-assign,assignment]
-    with packed([nn.ModuleList([half, trained, theirs])]):
+    with by([nn.ModuleList([half, trained, theirs])]):
         assert "forward" not in half.__dict__
         assert "forward" not in trained.__dict__
         assert torch.equal(theirs(torch.zeros(4)), torch.ones(4))
@@ -52,3 +56,12 @@ def test_a_model_is_as_it_was_after_an_error() -> None:
         fail()
     assert hooks_left(lm) == []
     assert same_bits(lm, before)
+
+
+def test_a_weight_changed_in_place_is_seen_at_once() -> None:
+    layer = nn.Linear(6, 5, bias=False).requires_grad_(False)
+    x = torch.randn(3, 6)
+    with direct([nn.Sequential(layer)]):
+        before = layer(x)
+        layer.weight.mul_(2)
+        torch.testing.assert_close(layer(x), 2 * before)

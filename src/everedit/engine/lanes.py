@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,19 +12,17 @@ from torch.nn import functional as F
 from transformers import DynamicCache
 
 from everedit.models import LanguageModel
-from everedit.models.hooks import capture, changed_output, replaced_input, resumed_after
+from everedit.models.hooks import capture, changed_output, only_at, replaced_input, resumed_after
 from everedit.models.prefill import held_cache
 from everedit.models.tokens import Encoded
 
 __all__ = ["Lane", "build_lanes", "passes"]
 
-# Up to so many edits, one pass over the weights costs more than some padding.
-_MERGE_UP_TO = 2
 # Matrix products with fewer rows than this wait for the weights rather than for the arithmetic.
-_ENOUGH_TOKENS = 96
+_ENOUGH_TOKENS = 48
 _ENOUGH_TOKENS_ON_ACCELERATOR = 4096
 # What runs forward and backward at once, and so keeps its activations, is not much larger than it must be.
-_MOST_TOKENS = 384
+_MOST_TOKENS = 256
 _MOST_TOKENS_ON_ACCELERATOR = 16_384
 
 
@@ -66,7 +65,7 @@ class Lane:
     prefixes: int
     origin: Tensor
     added: Tensor
-    reads: Reads | None
+    reads: Reads
     mlp: Tensor | None = None
     rest: Tensor | None = None
     initial: Tensor | None = None
@@ -76,34 +75,34 @@ class Lane:
         origins[self.owner[self.bare]] = self.origin[self.bare]
         before[self.owner[self.bare]] = self.added[self.bare]
 
-    def states_read(self, lm: LanguageModel, delta: Tensor) -> Tensor:
-        """Return the final states (n, H) whose logits are needed, given ``delta`` (edits, places, H): essence first."""
-        states = self._forward(lm, delta[self.owner])
-        kept = states[self.essence, 0]
-        return kept if self.reads is None else torch.cat([kept, states[self.reads.rows, self.reads.columns]])
-
-    def add_losses(self, logits: Tensor, nll: Tensor, probability: Tensor, kl: Tensor, unsaid: Tensor | None) -> None:
-        """Add this lane's terms for each edit to ``nll``, ``probability`` and ``kl``, from its states' logits, and to
-        ``unsaid``, if given, the number of target tokens that are not the model's first choice.
+    def states_read(self, lm: LanguageModel, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the final states at t of the essence rows, and those that predict the target, (n, H) each, given
+        ``delta`` (edits, places, H).
         """
-        kept = int(self.essence.sum())
-        if kept:
-            logs = F.log_softmax(logits[:kept], dim=-1)
-            if self.initial is None:
-                self.initial = logs.detach()
-            kl.index_add_(0, self.owner[self.essence], (logs.exp() * (logs - self.initial)).sum(-1))
-        if self.reads is not None:
-            at = self.reads
-            losses = F.cross_entropy(logits[kept:], at.labels, reduction="none") * at.weights
-            # First each row's mean over its target, then the mean over an edit's rows.
-            rows = torch.zeros(len(self.owner), device=losses.device).index_add(0, at.rows, losses)
-            scored = (~self.essence).nonzero()[:, 0]
-            owner = self.owner[scored]
-            nll.index_add_(0, owner, rows[scored] / self.prefixes)
-            probability.index_add_(0, owner, (-rows.detach()[scored]).exp() / self.prefixes)
-            if unsaid is not None:
-                missed = (logits[kept:].detach().argmax(-1) != at.labels).to(unsaid.dtype)
-                unsaid.index_add_(0, self.owner[at.rows], missed)
+        states = self._forward(lm, delta[self.owner])
+        return states[self.essence, 0], states[self.reads.rows, self.reads.columns]
+
+    def add_divergence(self, logits: Tensor, kl: Tensor) -> None:
+        """Add each edit's divergence from its first distribution to ``kl``, from the essence rows' logits."""
+        if not len(logits):
+            return
+        logs = F.log_softmax(logits, dim=-1)
+        if self.initial is None:
+            self.initial = logs.detach()
+        kl.index_add_(0, self.owner[self.essence], (logs.exp() * (logs - self.initial)).sum(-1))
+
+    def add_losses(self, losses: Tensor, chosen: Tensor, nll: Tensor, probability: Tensor, unsaid: Tensor) -> None:
+        """Add this lane's terms for each edit to ``nll``, ``probability`` and ``unsaid``, the number of target tokens
+        that are not the model's first choice, from its reads' losses and those choices.
+        """
+        at = self.reads
+        # First each row's mean over its target, then the mean over an edit's rows.
+        rows = torch.zeros(len(self.owner), device=losses.device).index_add(0, at.rows, losses * at.weights)
+        scored = (~self.essence).nonzero()[:, 0]
+        owner = self.owner[scored]
+        nll.index_add_(0, owner, rows[scored] / self.prefixes)
+        probability.index_add_(0, owner, (-rows.detach()[scored]).exp() / self.prefixes)
+        unsaid.index_add_(0, self.owner[at.rows], (chosen != at.labels).to(unsaid.dtype))
 
     def _forward(self, lm: LanguageModel, delta: Tensor) -> Tensor:
         """Return the final states (rows, S, H), given each row's ``delta`` (rows, places, H)."""
@@ -120,7 +119,7 @@ class Lane:
         blocks = [lm.layout.block(index) for index in range(self.layer + 1)]
         skipping = resumed_after(blocks, hidden, as_tuple=lm.blocks_return_tuples)
         # With nothing to skip the first block gets its input by itself: the model would add positions a second time.
-        with skipping if blocks else replaced_input(lm.layout.block(0), hidden):
+        with skipping if blocks else replaced_input(lm.layout.block(0), hidden), self._last_mlp(lm):
             return lm.states(
                 inputs_embeds=hidden.detach(),
                 attention_mask=self.mask,
@@ -129,6 +128,17 @@ class Lane:
                 past_key_values=held_cache([self.past[0]] * (self.layer + 1) + self.past[1:]),
                 use_cache=True,
             )
+
+    def _last_mlp(self, lm: LanguageModel) -> AbstractContextManager[None]:
+        """Let the last block's MLP, behind which positions do not meet any more, run only where states are read."""
+        last = lm.layout.n_layers - 1
+        mlp = lm.layout.mlp(last)
+        if mlp is None or self.layer == last:
+            return nullcontext()
+        places = torch.zeros(self.hidden.shape[:2], dtype=torch.bool, device=self.hidden.device)
+        places[self.essence, 0] = True
+        places[self.reads.rows, self.reads.columns] = True
+        return only_at(mlp, places)
 
     def keep(self, edits: Tensor) -> Lane:
         """Return the lane with only the rows of some edits, renumbered in the given order."""
@@ -151,7 +161,7 @@ class Lane:
             essence=self.essence[rows],
             origin=self.origin[rows],
             added=self.added[rows],
-            reads=self.reads.keep(rows, len(self.owner)) if self.reads else None,
+            reads=self.reads.keep(rows, len(self.owner)),
             mlp=pick(self.mlp),
             rest=pick(self.rest),
             initial=None if self.initial is None else self.initial[kept[self.essence]],
@@ -182,9 +192,7 @@ def build_lanes(
     """
     scored = [_Row(row.ids[:-1], row, edit, index == 0) for edit, g in enumerate(rows) for index, row in enumerate(g)]
     kept = [_Row(row.ids[: row.subject_last + 1], row, edit, False, True) for edit, row in enumerate(essence)]
-    if kept and len(rows) <= _MERGE_UP_TO:
-        return [_lane(lm, scored + kept, len(rows[0]), layer, site)]
-    groups = [*_by_tail(scored, *_token_limits(lm)), *([kept] if kept else [])]
+    groups = _by_tail(scored + kept, *_token_limits(lm))
     return [_lane(lm, group, len(rows[0]), layer, site) for group in groups]
 
 
@@ -227,14 +235,16 @@ def _by_tail(rows: list[_Row], enough_tokens: int, most_tokens: int) -> list[lis
     return groups
 
 
-def _reads(rows: Sequence[_Row], device: torch.device) -> Reads | None:
+def _reads(rows: Sequence[_Row], device: torch.device) -> Reads:
     places = [
         (index, position - 1 - row.text.subject_last, row.text.ids[position], 1.0 / len(row.text.target_ids))
         for index, row in enumerate(rows)
         if not row.essence
         for position in range(*row.text.target)
     ]
-    return Reads(*(torch.tensor(column, device=device) for column in zip(*places, strict=True))) if places else None
+    columns = list(zip(*places, strict=True)) or [()] * 4
+    at_row, at_column, label = (torch.tensor(numbers, dtype=torch.long, device=device) for numbers in columns[:3])
+    return Reads(at_row, at_column, label, torch.tensor(columns[3], dtype=torch.float32, device=device))
 
 
 class _TwoPlaces(Lane):

@@ -18,6 +18,7 @@ from torch import Tensor
 from everedit.edit import Edit
 from everedit.engine.lanes import Lane, build_lanes, passes
 from everedit.engine.rows import chunks, essence_row, prompt_rows
+from everedit.engine.token_losses import token_losses
 from everedit.errors import NumericalError
 from everedit.models import LanguageModel
 from everedit.models.packed import packed
@@ -107,7 +108,8 @@ def optimise_targets(
             layer,
             site,
         )
-        with packed(lm.layout.block(above) for above in range(layer + 1, lm.layout.n_layers)):
+        blocks = [lm.layout.block(above) for above in range(layer + 1, lm.layout.n_layers)]
+        with packed([*blocks, lm.model.get_output_embeddings()]):
             targets = _optimise(lm, lanes, len(members), config)
         found.update(zip(members, targets, strict=True))
     return [found[i] for i in range(len(edits))]
@@ -229,11 +231,13 @@ def _terms(
     free = delta.detach().requires_grad_(with_gradient)
     nll, probability, penalty, unsaid = (torch.zeros(len(delta), device=delta.device) for _ in range(4))
     with torch.set_grad_enabled(with_gradient):
+        kept, read = zip(*(lane.states_read(lm, free) for lane in lanes), strict=True)
         # One product with the vocabulary for all lanes: it reads the largest matrix of a small model once.
-        states = [lane.states_read(lm, free) for lane in lanes]
-        logits = lm.logits(torch.cat(states)).split([len(part) for part in states])
-        for lane, part in zip(lanes, logits, strict=True):
-            lane.add_losses(part, nll, probability, penalty, unsaid if config.ease else None)
+        losses, chosen = token_losses(lm, torch.cat(read), torch.cat([lane.reads.labels for lane in lanes]))
+        counts = [len(part) for part in read]
+        for lane, rows, nlls, choices in zip(lanes, kept, losses.split(counts), chosen.split(counts), strict=True):
+            lane.add_divergence(lm.logits(rows), penalty)
+            lane.add_losses(nlls, choices, nll, probability, unsaid)
         loss = weight * nll + config.kl * penalty
     gradient = torch.autograd.grad(loss.sum(), free)[0] if with_gradient else torch.zeros_like(delta)
     return _Terms(loss.detach(), probability, penalty.detach(), unsaid, gradient)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["capture", "changed_output", "replaced_input", "replaced_weight", "resumed_after", "stopping_at"]
+__all__ = ["capture", "changed_output", "only_at", "replaced_input", "replaced_weight", "resumed_after", "stopping_at"]
 
 
 class _Stop(Exception):
@@ -117,6 +117,29 @@ def resumed_after(blocks: list[nn.Module], hidden: Tensor, *, as_tuple: bool) ->
                 del block.forward
             else:
                 block.forward = theirs
+
+
+@contextmanager
+def only_at(module: nn.Module, places: Tensor) -> Iterator[None]:
+    """Run a module, which treats each position by itself, only at some ``places`` (rows, length); give 0 elsewhere.
+
+    For the last block, where nobody reads the other positions any more.
+    """
+    theirs = module.forward
+
+    def forward(hidden: Tensor) -> Tensor:
+        found = theirs(hidden[places][None])[0]
+        return hidden.new_zeros(hidden.shape).index_put(places.nonzero(as_tuple=True), found)
+
+    held = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if held is None:
+            del module.forward
+        else:
+            module.forward = held
 
 
 @contextmanager

@@ -121,6 +121,11 @@ class Layout:
         """Return the MLP's down projection, whose input is the key and whose output is the value."""
         return self.block(layer).get_submodule(self.family.mlp_out)
 
+    def mlp(self, layer: int) -> nn.Module | None:
+        """Return the module that is the whole MLP, if the family has one."""
+        path = self.family.mlp_out.rpartition(".")[0]
+        return self.block(layer).get_submodule(path) if path else None
+
     def attention_out(self, layer: int) -> nn.Module:
         """Return the attention's output projection."""
         return self.block(layer).get_submodule(self.family.attention_out)

@@ -21,6 +21,7 @@ from transformers import (
 from everedit.errors import ModelError, TokenError
 from everedit.models.hooks import capture, stopping_at
 from everedit.models.layout import Layout
+from everedit.models.packed import direct
 from everedit.models.tokens import Batch, Encoded, encode, pad
 
 __all__ = ["LanguageModel"]
@@ -116,11 +117,14 @@ class LanguageModel:
     def states(self, **inputs: Any) -> Tensor:
         """Return the hidden states after the final norm, (rows, length, H); no logits are computed."""
         inputs.setdefault("use_cache", False)
-        return self.model.base_model(**inputs).last_hidden_state
+        with direct([self.model.base_model]):
+            return self.model.base_model(**inputs).last_hidden_state
 
     def logits(self, states: Tensor) -> Tensor:
         """Return float32 logits (..., vocabulary) of final states (..., H), as the model itself makes them."""
-        logits = self.model.get_output_embeddings()(states).float()
+        head = self.model.get_output_embeddings()
+        with direct([head]):
+            logits = head(states).float()
         config = self.model.config
         if scale := getattr(config, "logits_scaling", None):
             logits = logits / scale
