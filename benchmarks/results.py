@@ -1,20 +1,28 @@
-"""Editing quality on real data: single edits, and streams of 1, 10, 50 and 100 edits, as tables and curves.
+"""Editing quality on real data: every method's single edits, costs and streams, as tables and curves.
 
-    python -m benchmarks.results --data DATA_FOLDER --out docs/results
+    python -m benchmarks.results --data DATA_FOLDER [--minutes M] [--methods ...] [--sets ...] [--parts ...]
 
 The data folder holds ``zsre/edit.jsonl``, ``counterfact/edit.jsonl`` and ``text/wikipedia_sample.jsonl``. Rows are
-kept in ``.benchmarks/results``, one file for each experiment; one that is complete is not made again.
+kept in ``.benchmarks/results``, one file for each experiment; one that is complete is not made again, so that the whole
+may be split over several runs (``--minutes`` begins nothing new after so many). The page is written at the end of each.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from benchmarks.general_ability import text_loss
+from benchmarks.plan_of_results import FAST, METHODS, Stream, streams
 from benchmarks.results_page import write_page
 from everedit.data import load_edits
 from everedit.edit import Edit
@@ -27,17 +35,11 @@ from everedit.models import LanguageModel, load_model
 from everedit.patch import load_tensors, save_tensors
 
 MARKS = (1, 10, 50, 100)
-PROTOCOLS = ("teacher-forced/token-accuracy@1", "free-generation/exact-match@1")
+LONG_MARKS = (*MARKS, 500)
+TOKENS, FREE = "teacher-forced/token-accuracy@1", "free-generation/exact-match@1"
 BATCH = 16
 KEPT = Path(".benchmarks/results")
-# What streams need that single edits do not (docs/results/settings.md, "Streams"), by policy and method.
-STREAM_SETTINGS: dict[str, dict[str, dict]] = {
-    "accumulate": {"memit": {"method_settings": {"moment_weight": 2000.0}}, "rome": {}},
-    "simie": {
-        "memit": {"policy_settings": {"start": "base", "lam": 1.0}},
-        "rome": {"policy_settings": {"start": "base", "lam": 10.0}},
-    },
-}
+PARTS = ("singles", "costs", "streams")
 
 
 def load_records(data: Path, name: str, count: int) -> list[Edit]:
@@ -45,15 +47,21 @@ def load_records(data: Path, name: str, count: int) -> list[Edit]:
     return load_edits(name, data / name / "edit.jsonl", keep_contradictions=True).edits[:count]
 
 
-def make_editor(lm: LanguageModel, data: Path, method: str, policy: str = "accumulate", **settings) -> Editor:
-    corpus = Corpus(data / "text" / "wikipedia_sample.jsonl", 131_072)
-    editor = Editor(lm, method, policy, corpus=corpus, **settings)
+def corpus(data: Path) -> Corpus:
+    return Corpus(data / "text" / "wikipedia_sample.jsonl", 131_072)
+
+
+def make_editor(lm: LanguageModel, data: Path, method: str, policy: str = "accumulate", **settings: Any) -> Editor:
+    editor = Editor(lm, method, policy, corpus=corpus(data), **settings)
     editor.prepare()
     return editor
 
 
-def targets_of(editor: Editor, edits: list[Edit], file: Path) -> list[Target]:
-    """Every edit's value on the unedited model, optimised in batches, kept in ``file``."""
+def give_values(editor: Editor, edits: list[Edit], file: Path) -> None:
+    """Let the editor have every edit's value on the unedited model, optimised in batches and kept in ``file``."""
+    traits = editor.method.traits
+    if not traits.solves_values or traits.chooses_layer:
+        return
     kept = load_tensors(file)[0] if file.exists() else {}
     found = {int(key.split("|")[1]) for key in kept if key.startswith("delta")}
     for start in range(0, len(edits), BATCH):
@@ -61,14 +69,13 @@ def targets_of(editor: Editor, edits: list[Edit], file: Path) -> list[Target]:
         if part:
             for index, target in zip(part, editor.method.targets(editor.bench, [edits[i] for i in part]), strict=True):
                 parts = {"origin": target.origin, "delta": target.delta, "before": target.before}
-                kept.update({f"{part}|{index}": tensor for part, tensor in parts.items()})
+                kept.update({f"{name}|{index}": tensor for name, tensor in parts.items()})
             save_tensors(file, kept)
             print(f"{file.stem}: {part[-1] + 1} values", flush=True)
     unknown = torch.full_like(kept["origin|0"], float("nan"))
-    return [
-        Target(kept[f"origin|{i}"], kept[f"delta|{i}"], (), 1.0, kept.get(f"before|{i}", unknown))
-        for i in range(len(edits))
-    ]
+    for i, edit in enumerate(edits):
+        before = kept.get(f"before|{i}", unknown)
+        editor._pending[edit.id] = Target(kept[f"origin|{i}"], kept[f"delta|{i}"], (), 1.0, before)
 
 
 def rows_of(file: Path) -> list[dict]:
@@ -81,51 +88,65 @@ def add(file: Path, row: dict) -> None:
         stream.write(json.dumps(row) + "\n")
 
 
-def singles(lm: LanguageModel, data: Path, name: str, method: str, edits: list[Edit]) -> list[dict]:
+def singles(lm: LanguageModel, data: Path, name: str, method: str, count: int) -> None:
     """One row for each edit, undone before the next."""
     file = KEPT / f"single_{name}_{method}.jsonl"
     done = len(rows_of(file))
-    if done < len(edits):
-        editor = make_editor(lm, data, method)
-        evaluator = Evaluator(lm, PROTOCOLS)
-        baseline = evaluator.baseline(edits)
-        targets = targets_of(editor, edits, KEPT / f"values_{name}_{method}.safetensors")
-        for index in range(done, len(edits)):
-            editor._pending[edits[index].id] = targets[index]
-            with editor.trial(edits[index], score=False):
-                add(file, {"n": index + 1, "scores": evaluator.score([edits[index]], baseline)[0].scores})
-        print(f"{file.stem}: done", flush=True)
-    return rows_of(file)
+    edits = load_records(data, name, count)
+    if done >= len(edits):
+        return
+    editor = make_editor(lm, data, method)
+    evaluator = Evaluator(lm, (TOKENS, FREE))
+    baseline = evaluator.baseline(edits)
+    give_values(editor, edits, KEPT / f"values_{name}_{method}.safetensors")
+    for index in range(done, len(edits)):
+        with editor.trial(edits[index], score=False):
+            add(file, {"n": index + 1, "scores": evaluator.score([edits[index]], baseline)[0].scores})
+    print(f"{file.stem}: done", flush=True)
 
 
-def stream(lm: LanguageModel, data: Path, name: str, method: str, label: str, edits: list[Edit]) -> list[dict]:
-    """Immediate and retained scores at each mark; a stream is made whole or not at all."""
-    file = KEPT / f"stream_{name}_{method}_{label}.jsonl"
-    if not file.exists():
-        editor = make_editor(lm, data, method, label, **STREAM_SETTINGS[label].get(method, {}))
-        evaluator = Evaluator(lm, PROTOCOLS)
-        baseline = evaluator.baseline(edits)
-        if editor.policy.edits_from == "base":
-            values = targets_of(editor, edits, KEPT / f"values_{name}_{method}.safetensors")
-            editor._pending.update({edit.id: value for edit, value in zip(edits, values, strict=True)})
-        rows = list(_checkpoints(editor, evaluator, baseline, edits))
-        editor.reset()
-        for row in rows:
-            add(file, row)
-        print(f"{file.stem}: done", flush=True)
-    return rows_of(file)
+def stream(lm: LanguageModel, data: Path, name: str, plan: Stream, count: int) -> None:
+    """Immediate and retained scores, and the loss on ordinary text, at each mark; made whole or not at all."""
+    file = KEPT / f"stream_{name}_{plan.method}_{plan.policy}.jsonl"
+    if file.exists():
+        return
+    edits = load_records(data, name, count)
+    settings = {"method_settings": plan.method_settings, "policy_settings": plan.policy_settings}
+    editor = make_editor(lm, data, plan.method, plan.policy, **settings)
+    evaluator = Evaluator(lm, (TOKENS,))
+    baseline = evaluator.baseline(edits)
+    if editor.policy.edits_from == "base":
+        give_values(editor, edits, KEPT / f"values_{name}_{plan.method}.safetensors")
+    start = time.perf_counter()
+    rows = list(_checkpoints(editor, evaluator, baseline, edits, partial(text_loss, lm, corpus(data))))
+    editor.reset()
+    for row in rows:
+        add(file, row)
+    print(f"{file.stem}: done in {time.perf_counter() - start:.0f} s", flush=True)
 
 
-def _checkpoints(editor: Editor, evaluator: Evaluator, baseline, edits: list[Edit]) -> Iterator[dict]:
+def _checkpoints(
+    editor: Editor, evaluator: Evaluator, baseline: Any, edits: list[Edit], loss: Callable[[], float]
+) -> Iterator[dict]:
     immediate = []
+    unedited = loss()
     for n, _ in enumerate(editor.stream(edits), start=1):
         immediate += evaluator.score([edits[n - 1]], baseline)
-        if n in MARKS:
+        if n in LONG_MARKS:
             retained = average(evaluator.score(edits[:n], baseline))
             growth = max(editor.norm_ratios().values())
-            yield {"T": n, "immediate": average(immediate), "retained": retained, "norm_ratio": growth}
-        if n % 10 == 0:
-            print(f"  {n} edits", flush=True)
+            row = {"T": n, "immediate": average(immediate), "retained": retained, "norm_ratio": growth}
+            yield {**row, "text_loss": loss(), "text_loss_unedited": unedited}
+
+
+def costs(data: Path, model: str, method: str) -> None:
+    """Seconds an edit, one at a time, and the memory of a process that does nothing else."""
+    file = KEPT / f"cost_{method}.json"
+    if not file.exists():
+        command = [sys.executable, "-m", "benchmarks.cost", "--data", str(data), "--model", model, "--method", method]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        print(f"{file.stem}: done", flush=True)
 
 
 def main() -> None:
@@ -134,18 +155,30 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--records", type=int, default=100)
-    parser.add_argument("--sets", nargs="+", default=["counterfact", "zsre"])
-    parser.add_argument("--methods", nargs="+", default=["memit", "rome"])
-    parser.add_argument("--streams", nargs="*", default=list(STREAM_SETTINGS))
+    parser.add_argument("--long", type=int, default=500, help="records of a fast method's plain stream")
+    parser.add_argument("--sets", nargs="+", default=["zsre", "counterfact"])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--policies", nargs="+", help="only these streams")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing new after so many minutes")
     options = parser.parse_args()
     lm = load_model(options.model, dtype="float32")
+    jobs: list[Callable[[], None]] = []
+    if "costs" in options.parts:
+        jobs += [partial(costs, options.data, options.model, method) for method in options.methods]
     for name in options.sets:
-        edits = load_records(options.data, name, options.records)
         for method in options.methods:
-            singles(lm, options.data, name, method, edits)
-            for label in options.streams:
-                stream(lm, options.data, name, method, label, edits)
-
+            if "singles" in options.parts:
+                jobs.append(partial(singles, lm, options.data, name, method, options.records))
+            for plan in streams(method) if "streams" in options.parts else []:
+                if not options.policies or plan.policy in options.policies:
+                    long = method in FAST and plan.policy == "accumulate"
+                    count = max(options.long, options.records) if long else options.records
+                    jobs.append(partial(stream, lm, options.data, name, plan, count))
+    end = time.monotonic() + 60 * options.minutes
+    for job in jobs:
+        if time.monotonic() < end:
+            job()
     write_page(KEPT, options.out)
 
 

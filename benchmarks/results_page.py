@@ -8,11 +8,26 @@ from pathlib import Path
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from benchmarks.plan_of_results import METHODS
+
 TOKENS, FREE = "teacher-forced/token-accuracy@1", "free-generation/exact-match@1"
 METRICS = ("reliability", "generalization", "locality", "portability")
-NAMES = {"counterfact": "CounterFact", "zsre": "ZsRE", "memit": "MEMIT", "rome": "ROME"}
-LABELS = {"accumulate": "", "simie": " + SimIE"}
-STYLES = {"reliability": ("#0067a0", "o"), "generalization": ("#b84e00", "s"), "locality": ("#00785a", "^")}
+SETS = {"zsre": "ZsRE", "counterfact": "CounterFact"}
+NAMES = {"alphaedit": "AlphaEdit", "rlsedit": "RLSEdit", "wilke": "WilKE", "ultraedit": "UltraEdit", "lora": "LoRA"}
+POLICIES = {
+    "accumulate": ("", "#555555"),
+    "simie": (" + SimIE", "#0067a0"),
+    "nas": (" + NAS", "#b84e00"),
+    "prune": (" + PRUNE", "#00785a"),
+    "rect": (" + RECT", "#8a4f9e"),
+    "nas+prune": (" + NAS + PRUNE", "#b0892f"),
+}
+PANELS_A_ROW = 5
+
+
+def title(method: str, policy: str = "accumulate") -> str:
+    """A method's name in print, with its policy."""
+    return NAMES.get(method, method.upper()) + POLICIES[policy][0]
 
 
 def _rows(file: Path) -> list[dict]:
@@ -24,56 +39,100 @@ def _mean(values: list[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _cells(scores: dict) -> str:
-    return " | ".join("–" if scores[metric] is None else f"{scores[metric]:.3f}" for metric in METRICS)
+def _cells(scores: dict, metrics: tuple[str, ...] = METRICS) -> str:
+    return " | ".join("–" if scores[metric] is None else f"{scores[metric]:.3f}" for metric in metrics)
+
+
+def _found(kept: Path, data: str) -> list[tuple[str, str, list[dict]]]:
+    """The streams that are there: method, policy, rows; in the plan's order."""
+    files = [(method, policy) for method in METHODS for policy in POLICIES]
+    found = [(m, p, _rows(kept / f"stream_{data}_{m}_{p}.jsonl")) for m, p in files]
+    return [(method, policy, rows) for method, policy, rows in found if rows]
 
 
 def singles_table(kept: Path) -> list[str]:
+    """Every method's single edits on both data sets."""
     lines = [
-        "| data | method | edits | protocol | reliability | generalization | locality | portability |",
+        "| data | method | edits | reliability | generalization | locality | portability "
+        "| reliability, written freely |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for file in sorted(kept.glob("single_*.jsonl")):
-        _, data, method = file.stem.split("_")
-        rows = _rows(file)
-        for protocol in (TOKENS, FREE):
-            means = {metric: _mean([row["scores"][protocol][metric] for row in rows]) for metric in METRICS}
-            lines.append(f"| {NAMES[data]} | {NAMES[method]} | {len(rows)} | `{protocol}` | {_cells(means)} |")
+    for data, name in SETS.items():
+        for method in METHODS:
+            rows = _rows(kept / f"single_{data}_{method}.jsonl")
+            if rows:
+                means = {metric: _mean([row["scores"][TOKENS][metric] for row in rows]) for metric in METRICS}
+                free = {"reliability": _mean([row["scores"][FREE]["reliability"] for row in rows])}
+                cells = f"{_cells(means)} | {_cells(free, ('reliability',))}"
+                lines.append(f"| {name} | {title(method)} | {len(rows)} | {cells} |")
+    return lines
+
+
+def costs_table(kept: Path) -> list[str]:
+    """Every method's seconds and memory."""
+    lines = ["| method | seconds an edit | peak memory, MiB |", "|---|---|---|"]
+    for method in METHODS:
+        for row in _rows(kept / f"cost_{method}.json"):
+            lines.append(f"| {title(method)} | {row['seconds']:.2f} | {row['peak_mb']:,.0f} |")
     return lines
 
 
 def streams_table(kept: Path, data: str) -> list[str]:
+    """Every stream at every mark."""
     lines = [
-        "| method | T | right after each edit: rel. | gen. | loc. | port. | retained: rel. | gen. | loc. | port. "
-        "| largest norm growth |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| stream | T | right after each edit: rel. | gen. | loc. | port. | retained: rel. | gen. | loc. | port. "
+        "| largest norm growth | loss on text |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for file in sorted(kept.glob(f"stream_{data}_*.jsonl")):
-        _, _, method, label = file.stem.split("_")
-        lines += [
-            f"| {NAMES[method]}{LABELS[label]} | {row['T']} | {_cells(row['immediate'][TOKENS])} "
-            f"| {_cells(row['retained'][TOKENS])} | {row['norm_ratio']:.3f} |"
-            for row in _rows(file)
-        ]
+    for method, policy, rows in _found(kept, data):
+        for row in rows:
+            loss = f"{row['text_loss']:.2f}" if "text_loss" in row else "–"
+            lines.append(
+                f"| {title(method, policy)} | {row['T']} | {_cells(row['immediate'][TOKENS])} "
+                f"| {_cells(row['retained'][TOKENS])} | {row['norm_ratio']:.3f} | {loss} |"
+            )
     return lines
 
 
-def streams_figure(kept: Path, data: str, out: Path) -> None:
-    files = sorted(kept.glob(f"stream_{data}_*.jsonl"))
-    figure = Figure(figsize=(3.1 * max(1, len(files)), 2.9), layout="constrained")
+def streams_figure(kept: Path, data: str, metric: str, out: Path) -> None:
+    """Retained scores against the number of edits: a panel for each method, a line for each policy."""
+    streams = _found(kept, data)
+    methods = [method for method in METHODS if any(method == found for found, _, _ in streams)]
+    height = -(-len(methods) // PANELS_A_ROW)
+    figure = Figure(figsize=(2.6 * PANELS_A_ROW, 2.5 * height + 0.4), layout="constrained")
     figure.patch.set_facecolor("white")
-    axes = figure.subplots(1, max(1, len(files)), sharey=True, squeeze=False)[0]
-    for place, file in zip(axes, files, strict=False):
-        _, _, method, label = file.stem.split("_")
-        rows = _rows(file)
-        for metric, (colour, marker) in STYLES.items():
-            values = [row["retained"][TOKENS][metric] for row in rows]
-            place.plot([row["T"] for row in rows], values, color=colour, marker=marker, label=metric)
-        place.set(xscale="log", ylim=(-0.02, 1.02), title=f"{NAMES[method]}{LABELS[label]}", xlabel="edits")
+    axes = figure.subplots(height, PANELS_A_ROW, sharey=True, squeeze=False).flatten()
+    for place, method in zip(axes, methods, strict=False):
+        for found, policy, rows in streams:
+            if found == method:
+                values = [row["retained"][TOKENS][metric] for row in rows]
+                label, colour = POLICIES[policy]
+                label = label.removeprefix(" + ") or "alone"
+                place.plot([row["T"] for row in rows], values, color=colour, marker="o", markersize=3, label=label)
+        place.set(xscale="log", ylim=(-0.02, 1.02), title=title(method), xlabel="edits")
         place.grid(alpha=0.3)
-    axes[0].set_ylabel("retained, token accuracy")
-    axes[0].legend(frameon=False, fontsize=8)
-    FigureCanvasSVG(figure).print_svg(str(out / f"streams_{data}.svg"), metadata={"Date": None})
+        place.legend(frameon=False, fontsize=7)
+    for place in axes[len(methods) :]:
+        place.set_axis_off()
+    for place in axes[::PANELS_A_ROW]:
+        place.set_ylabel(f"retained {metric}")
+    FigureCanvasSVG(figure).print_svg(str(out / f"streams_{data}_{metric}.svg"), metadata={"Date": None})
+
+
+def _streams_section(kept: Path, data: str, out: Path) -> list[str]:
+    lines = ["", f"## Streams on {SETS[data]}", ""]
+    for metric in ("reliability", "locality"):
+        streams_figure(kept, data, metric, out)
+        lines.append(f"![retained {metric} against the number of edits](streams_{data}_{metric}.svg)")
+    return [
+        *lines,
+        "",
+        f"Teacher-forced token accuracy (`{TOKENS}`). T edits have been made one after another; *retained* is the",
+        "mean over all T of them with the model as it then is. *Loss on text* is the mean loss a token on 4,096 tokens",
+        "of Wikipedia that no statistics have seen, the general ability that is left.",
+        "",
+        *streams_table(kept, data),
+    ]
 
 
 def write_page(kept: Path, out: Path) -> None:
@@ -82,30 +141,30 @@ def write_page(kept: Path, out: Path) -> None:
     lines = [
         "# Editing quality on SmolLM2-135M-Instruct",
         "",
-        "Made by `make results DATA=FOLDER` (`python -m benchmarks.results --data FOLDER`): the first 100 records of",
+        "Made by `make results DATA=FOLDER` (`python -m benchmarks.results --data FOLDER`), which may be interrupted",
+        "and split (`make results DATA=FOLDER ARGS='--minutes 60 --sets zsre'`): the first 100 records of",
         "`zsre/edit.jsonl` and `counterfact/edit.jsonl`, as they are, with answers that the model knows already and",
         "records that contradict each other left in. Settings are the defaults for this model, found on other records",
-        "([how](settings.md)); second moments over 131,072 tokens of Wikipedia; float32 on a CPU. Locality counts",
-        "answers equal to the unedited model's own.",
+        "([how](settings.md)), and those of streams as in `benchmarks/plan_of_results.py`; second moments over 131,072",
+        "tokens of Wikipedia; float32 on a CPU. Locality counts answers equal to the unedited model's own. What the",
+        "tables say about the papers' claims is in [shapes.md](shapes.md).",
         "",
         "## Single edits, each undone before the next",
         "",
         *singles_table(kept),
     ]
-    for data in ("zsre", "counterfact"):
-        if not list(kept.glob(f"stream_{data}_*.jsonl")):
-            continue
-        streams_figure(kept, data, out)
+    costs = costs_table(kept)
+    if len(costs) > 2:
         lines += [
             "",
-            f"## Streams on {NAMES[data]}",
+            "## Costs",
             "",
-            f"![retained scores against the number of edits, {NAMES[data]}](streams_{data}.svg)",
+            "One edit at a time on two cores, scoring left out, the median of five; memory is that of the whole",
+            "process, with the second moments of the layers that the method needs.",
             "",
-            f"Teacher-forced token accuracy (`{TOKENS}`). T edits have been made one after another; *retained* is the",
-            "mean over all T of them with the model as it then is. SimIE edits the base model (`policy.start=base`);",
-            "settings of streams were searched as streams ([how](settings.md)).",
-            "",
-            *streams_table(kept, data),
+            *costs,
         ]
+    for data in SETS:
+        if _found(kept, data):
+            lines += _streams_section(kept, data, out)
     (out / "quality.md").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -44,36 +44,37 @@ def single_edits(editor: Editor, edits: list, evaluator: Evaluator, baseline, ca
     """Mean scores over edits made one at a time; their values are optimised together, which changes nothing."""
     start = time.perf_counter()
     editor.prepare()
+    find_values(editor, edits, cache)
+    values = time.perf_counter() - start
+    scores: list = []
+    for edit in edits:
+        with editor.trial(edit, score=False):
+            scores += evaluator.score([edit], baseline)
+    means = average(scores)[PROTOCOLS[0]]
+    return {
+        **{key: round(value, 4) for key, value in means.items() if value is not None},
+        "seconds": round(time.perf_counter() - start, 1),
+        "value_seconds": round(values, 1),
+    }
+
+
+def find_values(editor: Editor, edits: list, cache: dict) -> None:
+    """Let the editor find the values that its method optimises on the unedited model, once for each setting of them."""
     method = editor.method
+    if not method.traits.solves_values or method.traits.chooses_layer:
+        return
     key = f"{method.name} {method.layers()[-1]} {method.config.target} {method.config.contexts}"
     if key not in cache:
         cache[key] = method.targets(editor.bench, edits)
     editor._pending.update({edit.id: target for edit, target in zip(edits, cache[key], strict=True)})
-    targets = time.perf_counter() - start
-    scores, probability = [], []
-    for edit in edits:
-        with editor.trial(edit, score=False) as result:
-            scores += evaluator.score([edit], baseline)
-            probability.append(result.commits[0].target_probability)
-    means = average(scores)[PROTOCOLS[0]]
-    return {
-        **{key: round(value, 4) for key, value in means.items() if value is not None},
-        "probability": round(sum(probability) / len(probability), 4),
-        "seconds": round(time.perf_counter() - start, 1),
-        "target_seconds": round(targets, 1),
-    }
 
 
 def stream(editor: Editor, edits: list, evaluator: Evaluator, baseline, cache: dict) -> dict:
     """Scores of all edits at the end of a stream of them; values found on the base model are found once."""
     start = time.perf_counter()
     editor.prepare()
-    method = editor.method
     if editor.policy.edits_from == "base":
-        key = f"{method.name} {method.layers()[-1]} {method.config.target} {method.config.contexts}"
-        if key not in cache:
-            cache[key] = method.targets(editor.bench, edits)
-        editor._pending.update({edit.id: target for edit, target in zip(edits, cache[key], strict=True)})
+        find_values(editor, edits, cache)
     for _ in editor.stream(edits):
         pass
     means = average(evaluator.score(edits, baseline))[PROTOCOLS[0]]

@@ -309,7 +309,7 @@ def test_inputs_of_runs_no_further_than_its_deepest_module(lm: LanguageModel) ->
             torch.testing.assert_close(found[layer], expected[layer], rtol=0, atol=0)
 
 
-@every_family
+@decoders
 def test_an_mlp_run_at_some_places_gives_the_same_there_and_nothing_elsewhere(lm: LanguageModel) -> None:
     last = lm.layout.n_layers - 1
     mlp = lm.layout.mlp(last)

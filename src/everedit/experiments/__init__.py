@@ -3,6 +3,16 @@
 from everedit.experiments.config import RunConfig, StatsConfig
 from everedit.experiments.plan import Plan, make_plan
 from everedit.experiments.reporter import Reporter
+from everedit.experiments.rollback import rollback_run
 from everedit.experiments.run import resume, start
 
-__all__ = ["Plan", "Reporter", "RunConfig", "StatsConfig", "make_plan", "resume", "start"]
+__all__ = [
+    "Plan",
+    "Reporter",
+    "RunConfig",
+    "StatsConfig",
+    "make_plan",
+    "resume",
+    "rollback_run",
+    "start",
+]

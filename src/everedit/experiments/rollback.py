@@ -9,18 +9,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
+from tempfile import TemporaryFile
 from typing import Any
 
+from everedit.cache import write_json
+from everedit.data import load_edits
 from everedit.edit import Edit
 from everedit.editor import Editor
-from everedit.errors import EditError
+from everedit.errors import EditError, EvereditError, RunFolderError
 from everedit.evaluation.metrics import mean
 from everedit.evaluation.read import read
+from everedit.experiments.config import RunConfig
 from everedit.experiments.reporter import Reporter, Silent
+from everedit.experiments.run import make_editor
+from everedit.methods import method_class
+from everedit.models import load_model
 
-__all__ = ["Toxicity", "known_facts", "rollback", "toxicity"]
+__all__ = ["Toxicity", "known_facts", "rollback", "rollback_run", "toxicity"]
 
+_FACTS_AT_ONCE = 64
 _ZERO = 1e-4
 _FLASH = 10.0
 
@@ -110,3 +119,66 @@ def _checkpoint(
 def _said(editor: Editor, pairs: Sequence[tuple[str, str]]) -> float | None:
     """Return the share of pairs whose every target token is the model's first choice; None for no pairs."""
     return mean(float(said.predicted == said.target) for said in read(editor.lm, pairs))
+
+
+def rollback_run(config: RunConfig, untouched: int, out: Path, reporter: Reporter | None = None) -> dict[str, Any]:
+    """Run the protocol on facts of a data set that the model knows, and write ``rollback.json`` into ``out``.
+
+    The first ``config.edits`` of them that the method can edit are edited, the next ``untouched`` are only asked for.
+
+    Raises :class:`EvereditError` before the first edit if the data hold too few.
+    """
+    reporter = reporter or Silent()
+    # A misspelt name should not cost the loading of a model.
+    method_class(config.method)
+    loaded = load_edits(config.data, config.data_path, keep_contradictions=config.contradictions == "keep")
+    _require_writable(out)
+    reporter.stage(f"loading {config.model}")
+    editor = make_editor(load_model(config.model, device=config.device, dtype=config.dtype), config)
+    wanted = config.edits + untouched
+    reporter.stage("looking for facts that the model knows", wanted)
+    facts: list[Edit] = []
+    for start in range(0, len(loaded.edits), _FACTS_AT_ONCE):
+        part = loaded.edits[start : start + _FACTS_AT_ONCE]
+        facts += known_facts(editor, [edit for edit in part if _fits(editor, edit)])
+        reporter.step(min(len(facts), wanted))
+        if len(facts) >= wanted:
+            break
+    if len(facts) < wanted:
+        raise EditError(
+            what=f"the model knows {len(facts)} of these facts, and {wanted} are asked for",
+            where=str(config.data_path or config.data),
+            fix="ask for fewer edits or fewer untouched facts, or give other data",
+        )
+    edited, others = facts[: config.edits], facts[config.edits : wanted]
+    result = rollback(editor, edited, others, config.checkpoints, reporter)
+    described = {"edited": [edit.id for edit in edited], "untouched": [edit.id for edit in others]}
+    result = {"config": config.model_dump(mode="json"), "facts": described, **result}
+    write_json(out / "rollback.json", result)
+    return result
+
+
+def _require_writable(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        # The one sure way to learn whether a folder can be written to; an earlier result there stays.
+        with TemporaryFile(dir=out):
+            pass
+        if (out / "rollback.json").is_dir():
+            raise IsADirectoryError
+    except OSError as error:
+        raise RunFolderError(
+            what="the output folder cannot be written", where=str(out), fix="choose another --out"
+        ) from error
+
+
+def _fits(editor: Editor, edit: Edit) -> bool:
+    """Whether an edit can be made and scored, and changes what is true."""
+    if edit.ground_truth is None or edit.ground_truth.strip() == edit.target_new.strip():
+        return False
+    try:
+        editor.check(edit)
+        editor.evaluator.check(edit)
+    except EvereditError:
+        return False
+    return True

@@ -1,0 +1,80 @@
+"""The searches behind docs/results/settings.md: which settings of every method write best on SmolLM2-135M.
+
+    python -m benchmarks.searches --data DATA_FOLDER [--only NAME ...]
+
+Records 300 and later, which no table uses. Results are kept in ``.benchmarks/searches``, a file for each search; a
+point that is there is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+KEPT = Path(".benchmarks/searches")
+
+
+@dataclass(frozen=True)
+class Search:
+    """A grid of settings, tried on some records as single edits or as one stream."""
+
+    grid: dict[str, list[Any]]
+    records: str = "300:330"
+    stream: bool = False
+    sets: tuple[str, ...] = field(default=("zsre",))
+
+
+_ULTRA_MODULES = [
+    {"mlp_out": list(range(14, 20))},
+    {"mlp_out": list(range(19, 28))},
+    {"mlp_gate": list(range(11, 16)), "mlp_up": list(range(17, 24))},
+]
+
+SEARCHES: dict[str, Search] = {
+    "alphaedit": Search({"method": ["alphaedit"], "threshold": [0.005, 0.02, 0.1], "ridge": [1.0, 10.0, 50.0]}),
+    "alphaedit-stream": Search(
+        {"method": ["alphaedit"], "threshold": [0.005, 0.02], "ridge": [1.0, 10.0]}, stream=True
+    ),
+    "rlsedit": Search({"method": ["rlsedit"], "moment_weight": [10.0, 50.0, 200.0, 1000.0]}),
+    "rlsedit-stream": Search({"method": ["rlsedit"], "moment_weight": [50.0, 200.0, 1000.0]}, stream=True),
+    "pmet": Search({"method": ["pmet"], "moment_weight": [10.0, 50.0, 500.0]}),
+    "emmet": Search({"method": ["emmet"], "layers": [[12], [14], [16]]}),
+    "r-rome": Search({"method": ["r-rome"], "key": ["mean", "bare"]}),
+    "wilke": Search({"method": ["wilke"], "layers": [[8, 11, 14], [11, 14, 17]]}, records="300:312"),
+    "ft": Search({"method": ["ft"], "layers": [[14], [20], [26]], "lr": [1e-4, 5e-4, 2e-3]}),
+    "ft-m": Search({"method": ["ft-m"], "layers": [[14], [20], [26]], "lr": [1e-4, 5e-4, 2e-3]}),
+    "ft-l": Search({"method": ["ft-l"], "layers": [[14], [20]], "lr": [2e-3], "box": [5e-4, 2e-3, 5e-3]}),
+    "lora": Search({"method": ["lora"], "lr": [1e-3, 5e-3], "steps": [20, 60]}, records="300:312"),
+    "kn": Search({"method": ["kn"], "add": [2.0, 8.0, 32.0], "threshold": [0.1, 0.2]}, records="300:312"),
+    "ultraedit": Search(
+        {"method": ["ultraedit"], "eta": [1e-5, 1e-4, 1e-3, 1e-2, 1e-1], "modules": _ULTRA_MODULES},
+        records="300:350",
+        stream=True,
+    ),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--only", nargs="+", choices=sorted(SEARCHES), default=list(SEARCHES))
+    options = parser.parse_args()
+    KEPT.mkdir(parents=True, exist_ok=True)
+    for name in options.only:
+        search = SEARCHES[name]
+        for data in search.sets:
+            flags = ["--data", data, "--data-path", str(options.data / data / "edit.jsonl")]
+            flags += ["--corpus", str(options.data / "text" / "wikipedia_sample.jsonl"), "--model", options.model]
+            flags += ["--records", search.records, "--grid", json.dumps(search.grid)]
+            flags += ["--out", str(KEPT / f"{name}_{data}.jsonl"), *(["--stream"] if search.stream else [])]
+            subprocess.run([sys.executable, "-m", "benchmarks.search_settings", *flags], check=True)
+
+
+if __name__ == "__main__":
+    main()
