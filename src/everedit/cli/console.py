@@ -96,10 +96,9 @@ class ProgressReporter:
     def _close(self) -> None:
         if self._task is not None:
             task = self._progress.tasks[self._task]
-            if task.total is None:
-                self._progress.update(self._task, total=1, completed=1)
-            else:
-                self._progress.update(self._task, total=max(task.completed, 1))
+            # Also a stage with nothing to do is over, for instance one whose result was in the cache.
+            done = max(task.completed, 1)
+            self._progress.update(self._task, total=done, completed=done)
 
     def end(self) -> None:
         """Close the last bar."""

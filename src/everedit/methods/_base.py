@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
+from typing_extensions import Self
 
 from everedit.edit import Edit
 from everedit.engine.bench import Workbench
@@ -17,10 +18,15 @@ from everedit.engine.target import Target
 from everedit.models.layout import Layout
 from everedit.patch import Patch
 
-__all__ = ["GPT_LIKE", "Method", "MethodConfig", "Traits"]
+__all__ = ["GPT_LIKE", "SMOLLM2_135M", "Method", "MethodConfig", "Searched", "Traits"]
 
 GPT_LIKE = ("gpt2", "gptj", "gpt_neo", "gpt_neox", "opt")
 """Families whose published settings of the value optimisation are those of the first papers."""
+
+Size = tuple[str, int, int]
+Searched = dict[Size, dict[str, Any]]
+"""Settings by family, number of layers and hidden size."""
+SMOLLM2_135M: Size = ("llama", 30, 576)
 
 
 @dataclass(frozen=True)
@@ -52,9 +58,17 @@ class MethodConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    searched: ClassVar[Searched] = {}
+    """Settings found by search for models too small for any published one (docs/results/settings.md)."""
+
     def resolved(self, layout: Layout) -> MethodConfig:
         """Return the config with every open choice made for this model."""
-        return self
+        return self.with_searched(layout)
+
+    def with_searched(self, layout: Layout) -> Self:
+        """Return the config with what was searched for this model in place of what nobody set."""
+        found = self.searched.get((layout.family.name, layout.n_layers, layout.hidden_size), {})
+        return self.model_copy(update={name: found[name] for name in found if name not in self.model_fields_set})
 
 
 class Method(ABC):

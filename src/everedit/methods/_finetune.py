@@ -43,9 +43,9 @@ class FinetuneConfig(MethodConfig):
 
     def resolved(self, layout: Layout) -> FinetuneConfig:
         """Return the config with the layers and the method's own settings filled in."""
-        depth = layout.n_layers
-        layers = self.published_layers(layout) if self.layers is None else self.layers
-        return self.model_copy(update={"layers": check_layers(layers, depth), **self.own_choices(layout)})
+        depth, config = layout.n_layers, self.with_searched(layout)
+        layers = config.published_layers(layout) if config.layers is None else config.layers
+        return config.model_copy(update={"layers": check_layers(layers, depth), **config.own_choices(layout)})
 
     def published_layers(self, layout: Layout) -> tuple[int, ...]:
         """Return the layers trained where nothing else is asked for."""

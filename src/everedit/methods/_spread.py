@@ -20,7 +20,7 @@ from everedit.engine.solve import ridge_update
 from everedit.engine.spread import SHARES, at_depth, check_layers
 from everedit.engine.state import State
 from everedit.engine.target import Target, TargetConfig, optimise_targets
-from everedit.methods._base import GPT_LIKE, Method, MethodConfig
+from everedit.methods._base import GPT_LIKE, SMOLLM2_135M, Method, MethodConfig
 from everedit.models.layout import Layout
 from everedit.patch import LowRank, Patch
 
@@ -37,7 +37,7 @@ _LAYERS = {
 # Searched for models too small for any published setting, on records that no table uses (docs/results/settings.md);
 # by family, number of layers and hidden size: layers, value optimisation.
 _SEARCHED: dict[tuple[str, int, int], tuple[tuple[int, ...], dict[str, float]]] = {
-    ("llama", 30, 576): ((14, 15, 16), {"lr": 1.0, "steps": 40})  # SmolLM2-135M
+    SMOLLM2_135M: ((14, 15, 16), {"lr": 1.0, "steps": 40})
 }
 _STARTS = ("The", "Therefore", "Because", "I", "You")
 

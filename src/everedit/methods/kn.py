@@ -54,9 +54,10 @@ class KnConfig(MethodConfig):
 
     def resolved(self, layout: Layout) -> KnConfig:
         """Return the config with the model's number of layers, any of which may change, and the sign's treatment."""
+        config = self.with_searched(layout)
         gated = sum(layout.input_width(name) for name in layout.mlp_in_names) > layout.inner_size
-        signed = gated if self.signed is None else self.signed
-        return self.model_copy(update={"depth": layout.n_layers, "signed": signed})
+        signed = gated if config.signed is None else config.signed
+        return config.model_copy(update={"depth": layout.n_layers, "signed": signed})
 
 
 class Kn(Method):

@@ -48,8 +48,9 @@ class LoraConfig(MethodConfig):
 
     def resolved(self, layout: Layout) -> LoraConfig:
         """Return the config with the number of steps."""
-        steps = self.steps or _STEPS.get((layout.family.name, layout.n_layers), 60)
-        return self.model_copy(update={"steps": steps, "depth": layout.n_layers})
+        config = self.with_searched(layout)
+        steps = config.steps or _STEPS.get((layout.family.name, layout.n_layers), 60)
+        return config.model_copy(update={"steps": steps, "depth": layout.n_layers})
 
 
 class Lora(Method):

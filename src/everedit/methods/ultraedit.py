@@ -10,7 +10,7 @@ merged exactly, where the released code makes the deviation slightly too large (
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -24,7 +24,7 @@ from everedit.engine.solve import Factor
 from everedit.engine.spread import at_depth, check_layers
 from everedit.engine.state import State
 from everedit.engine.target import Target
-from everedit.methods._base import Method, MethodConfig, Traits
+from everedit.methods._base import SMOLLM2_135M, Method, MethodConfig, Searched, Traits
 from everedit.models.layout import Layout
 from everedit.patch import LowRank, Patch
 
@@ -44,6 +44,8 @@ class UltraEditConfig(MethodConfig):
     modules: dict[Place, tuple[int, ...]] | None = Field(
         None, description="layers by kind of projection: mlp_out, mlp_in, or of a gated MLP mlp_gate and mlp_up"
     )
+    searched: ClassVar[Searched] = {SMOLLM2_135M: {"eta": 1e-4, "modules": {"mlp_out": tuple(range(19, 28))}}}
+
     eta: float = Field(1e-6, ge=0, description="step size; it scales with a module's width and does not carry over")
     ridge: float = Field(1.0, gt=0, description="ridge, in units of an input's squared norm")
     chunk: int = Field(10, ge=1, description="edits in one backward pass; its loss is the mean over their tokens")
@@ -57,9 +59,10 @@ class UltraEditConfig(MethodConfig):
         upper: dict[Place, tuple[int, ...]] = {
             "mlp_out": tuple(range(at_depth(0.65, depth), max(at_depth(0.65, depth) + 1, at_depth(0.95, depth))))
         }
-        modules = self.modules or _MODULES.get((layout.family.name, depth), upper)
+        config = self.with_searched(layout)
+        modules = config.modules or _MODULES.get((layout.family.name, depth), upper)
         checked = {place: check_layers(layers, depth) for place, layers in modules.items()}
-        return self.model_copy(update={"modules": checked})
+        return config.model_copy(update={"modules": checked})
 
 
 class UltraEdit(Method):
