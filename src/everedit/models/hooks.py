@@ -105,18 +105,10 @@ def resumed_after(blocks: list[nn.Module], hidden: Tensor, *, as_tuple: bool) ->
     def forward(*_: Any, **__: Any) -> Any:
         return (hidden, None) if as_tuple else hidden
 
-    # An instance attribute hides the class's forward, and perhaps one that offloading put there before.
-    hidden_by_others = [block.__dict__.get("forward") for block in blocks]
-    for block in blocks:
-        block.forward = forward
-    try:
+    with ExitStack() as stack:
+        for block in blocks:
+            stack.enter_context(_running(block, forward))
         yield
-    finally:
-        for block, theirs in zip(blocks, hidden_by_others, strict=True):
-            if theirs is None:
-                del block.forward
-            else:
-                block.forward = theirs
 
 
 @contextmanager
@@ -131,15 +123,8 @@ def only_at(module: nn.Module, places: Tensor) -> Iterator[None]:
         found = theirs(hidden[places][None])[0]
         return hidden.new_zeros(hidden.shape).index_put(places.nonzero(as_tuple=True), found)
 
-    held = module.__dict__.get("forward")
-    module.forward = forward
-    try:
+    with _running(module, forward):
         yield
-    finally:
-        if held is None:
-            del module.forward
-        else:
-            module.forward = held
 
 
 @contextmanager
@@ -167,6 +152,14 @@ def replaced_weight(module: nn.Module, weight: Tensor) -> Iterator[None]:
         assert bias is None or isinstance(bias, Tensor)
         return F.linear(inputs, weight.to(inputs.dtype), bias)
 
+    with _running(module, forward):
+        yield
+
+
+@contextmanager
+def _running(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Let ``forward`` stand in for a module's own."""
+    # An instance attribute hides the class's forward, and perhaps one that offloading put there before.
     theirs = module.__dict__.get("forward")
     module.forward = forward
     try:
