@@ -105,3 +105,13 @@ def test_what_was_searched_for_a_small_model_goes_on_top_of_what_makes_the_metho
     assert found["pmet"].target.ease
     assert not found["memit"].target.ease
     assert [found[name].target.clamp for name in ("memit", "pmet", "alphaedit", "rlsedit")] == [4.0, 1.0, 0.75, 0.75]
+
+
+def test_what_somebody_set_wins_over_what_was_searched() -> None:
+    small, other = layout("llama", 30, 576), layout("llama", 30, 640)
+    kind: Any = method_class("ultraedit").Config
+    searched, published = kind().resolved(small), kind().resolved(other)
+    assert searched.eta != published.eta == 1e-6
+    assert kind(eta=1e-6).resolved(small).eta == 1e-6
+    assert kind(eta=1e-6).resolved(small).modules == searched.modules
+    assert kind(modules={"mlp_out": (3,)}).resolved(small).modules == {"mlp_out": (3,)}

@@ -35,7 +35,7 @@ class EmmetConfig(SpreadConfig):
         family, depth = layout.family.name, layout.n_layers
         chosen: dict[str, Any] = {"moment_scale": self.moment_scale or (1_000.0 if family == "gpt2" else 1.0)}
         if self.layers is None:
-            layer = 14 if searched else _LAYER.get((family, depth), at_depth(1 / 6, depth))
+            layer = 12 if searched else _LAYER.get((family, depth), at_depth(1 / 6, depth))
             chosen["layers"] = check_layers((layer,), depth)
         return chosen
 
