@@ -23,13 +23,15 @@ from everedit.engine.moments import Corpus
 from everedit.engine.target import TargetConfig
 from everedit.evaluation import Evaluator
 from everedit.evaluation.evaluate import average
+from everedit.methods import method_class
 from everedit.models import load_model
 
 PROTOCOLS = ("teacher-forced/token-accuracy@1", "teacher-forced/all-tokens@1")
 
 
 def settings_of(point: dict) -> dict:
-    target = {key: value for key, value in point.items() if key in TargetConfig.model_fields}
+    optimises = "target" in method_class(point["method"]).Config.model_fields
+    target = {key: value for key, value in point.items() if optimises and key in TargetConfig.model_fields}
     rest = {
         key: value for key, value in point.items() if key not in target and not key.startswith(("method", "policy"))
     }
