@@ -21,12 +21,16 @@ _STREAM_METHOD: dict[str, dict[str, Any]] = {"memit": {"moment_weight": 2000.0}}
 
 @dataclass(frozen=True)
 class Stream:
-    """One stream: a method under a policy, with their settings."""
+    """One stream: a method under a policy, with their settings; ``restrained`` names the same one under PRUNE too.
+
+    PRUNE only changes what is read out: the stream below it is the same, and both are scored in one go.
+    """
 
     method: str
     policy: str
     method_settings: dict[str, Any] = field(default_factory=dict)
     policy_settings: dict[str, Any] = field(default_factory=dict)
+    restrained: str | None = None
 
 
 def streams(method: str) -> list[Stream]:
@@ -35,13 +39,11 @@ def streams(method: str) -> list[Stream]:
     simie: dict[str, Any] = {"start": "base", "lam": _SIMIE_LAM.get(method, 1.0)}
     # Under SimIE each edit stands alone: what single edits take is right, and a memory of its own would count twice.
     alone = {"keep_previous": False} if method == "alphaedit" else {}
-    found = [Stream(method, "accumulate", own)]
+    found = [Stream(method, "accumulate", own, restrained="prune")]
     if method not in ("rlsedit", "ultraedit"):
         found.append(Stream(method, "simie", alone, simie))
     if method in SOLVES_VALUES:
-        found.append(Stream(method, "nas", own))
-    found.append(Stream(method, "prune", own))
+        found.append(Stream(method, "nas", own, restrained="nas+prune"))
     if method in ("memit", "rome"):
         found.append(Stream(method, "rect", own, {"keep": 0.4 if method == "memit" else 0.2}))
-        found.append(Stream(method, "nas+prune", own))
     return found

@@ -10,6 +10,7 @@ may be split over several runs (``--minutes`` begins nothing new after so many).
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from everedit.edit import Edit
 from everedit.editor import Editor
 from everedit.engine.moments import Corpus
 from everedit.engine.target import Target
+from everedit.engine.weights import Face
 from everedit.evaluation import Evaluator
 from everedit.evaluation.evaluate import average
 from everedit.models import LanguageModel, load_model
@@ -107,36 +109,52 @@ def singles(lm: LanguageModel, data: Path, name: str, method: str, count: int) -
 
 def stream(lm: LanguageModel, data: Path, name: str, plan: Stream, count: int) -> None:
     """Immediate and retained scores, and the loss on ordinary text, at each mark; made whole or not at all."""
-    file = KEPT / f"stream_{name}_{plan.method}_{plan.policy}.jsonl"
-    if file.exists():
+    policies = [plan.policy, *([plan.restrained] if plan.restrained else [])]
+    files = {policy: KEPT / f"stream_{name}_{plan.method}_{policy}.jsonl" for policy in policies}
+    if all(file.exists() for file in files.values()):
         return
     edits = load_records(data, name, count)
     settings = {"method_settings": plan.method_settings, "policy_settings": plan.policy_settings}
-    editor = make_editor(lm, data, plan.method, plan.policy, **settings)
+    editor = make_editor(lm, data, plan.method, policies[-1], **settings)
     evaluator = Evaluator(lm, (TOKENS,))
     baseline = evaluator.baseline(edits)
     if editor.policy.edits_from == "base":
         give_values(editor, edits, KEPT / f"values_{name}_{plan.method}.safetensors")
     start = time.perf_counter()
-    rows = list(_checkpoints(editor, evaluator, baseline, edits, partial(text_loss, lm, corpus(data))))
+    rows = _checkpoints(editor, evaluator, baseline, edits, partial(text_loss, lm, corpus(data)), policies)
+    found = list(rows)
     editor.reset()
-    for row in rows:
-        add(file, row)
-    print(f"{file.stem}: done in {time.perf_counter() - start:.0f} s", flush=True)
+    for policy, file in files.items():
+        file.unlink(missing_ok=True)
+        for row in found:
+            if row["policy"] == policy:
+                add(file, row)
+    print(f"{name} {plan.method} {' '.join(policies)}: done in {time.perf_counter() - start:.0f} s", flush=True)
 
 
 def _checkpoints(
-    editor: Editor, evaluator: Evaluator, baseline: Any, edits: list[Edit], loss: Callable[[], float]
+    editor: Editor,
+    evaluator: Evaluator,
+    baseline: Any,
+    edits: list[Edit],
+    loss: Callable[[], float],
+    policies: list[str],
 ) -> Iterator[dict]:
-    immediate = []
+    """Rows of the stream as it goes on inside (the first policy), and as it is read out (the last)."""
+    faces: dict[str, Face] = {policies[-1]: "shown"}
+    if len(policies) > 1:
+        faces = {policies[0]: "stream", **faces}
+    immediate: dict[str, list] = {policy: [] for policy in policies}
     unedited = loss()
     for n, _ in enumerate(editor.stream(edits), start=1):
-        immediate += evaluator.score([edits[n - 1]], baseline)
-        if n in LONG_MARKS:
-            retained = average(evaluator.score(edits[:n], baseline))
-            growth = max(editor.norm_ratios().values())
-            row = {"T": n, "immediate": average(immediate), "retained": retained, "norm_ratio": growth}
-            yield {**row, "text_loss": loss(), "text_loss_unedited": unedited}
+        for policy, face in faces.items():
+            with editor._weights.showing(face):
+                immediate[policy] += evaluator.score([edits[n - 1]], baseline)
+                if n in LONG_MARKS:
+                    retained = average(evaluator.score(edits[:n], baseline))
+                    growth = max(editor.norm_ratios().values())
+                    row = {"T": n, "immediate": average(immediate[policy]), "retained": retained, "norm_ratio": growth}
+                    yield {"policy": policy, **row, "text_loss": loss(), "text_loss_unedited": unedited}
 
 
 def costs(data: Path, model: str, method: str) -> None:
@@ -163,23 +181,28 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing new after so many minutes")
     options = parser.parse_args()
     lm = load_model(options.model, dtype="float32")
-    jobs: list[Callable[[], None]] = []
-    if "costs" in options.parts:
-        jobs += [partial(costs, options.data, options.model, method) for method in options.methods]
-    for name in options.sets:
-        for method in options.methods:
-            if "singles" in options.parts:
-                jobs.append(partial(singles, lm, options.data, name, method, options.records))
-            for plan in streams(method) if "streams" in options.parts else []:
-                if not options.policies or plan.policy in options.policies:
-                    long = method in FAST and plan.policy == "accumulate"
-                    count = max(options.long, options.records) if long else options.records
-                    jobs.append(partial(stream, lm, options.data, name, plan, count))
     end = time.monotonic() + 60 * options.minutes
-    for job in jobs:
+    for job in jobs(lm, options):
         if time.monotonic() < end:
             job()
     write_page(KEPT, options.out)
+
+
+def jobs(lm: LanguageModel, options: argparse.Namespace) -> Iterator[Callable[[], None]]:
+    """Everything that is asked for, single edits first, then streams, the plain ones of all methods first."""
+    if "costs" in options.parts:
+        yield from (partial(costs, options.data, options.model, method) for method in options.methods)
+    if "singles" in options.parts:
+        for method, name in itertools.product(options.methods, options.sets):
+            yield partial(singles, lm, options.data, name, method, options.records)
+    if "streams" in options.parts:
+        plans = [plan for method in options.methods for plan in streams(method)]
+        for policy, name in itertools.product(("accumulate", "simie", "nas", "rect"), options.sets):
+            for plan in plans:
+                if plan.policy == policy and (not options.policies or policy in options.policies):
+                    long = plan.method in FAST and policy == "accumulate"
+                    count = max(options.long, options.records) if long else options.records
+                    yield partial(stream, lm, options.data, name, plan, count)
 
 
 if __name__ == "__main__":

@@ -46,10 +46,10 @@ SEARCHES: dict[str, Search] = {
     "emmet": Search({"method": ["emmet"], "layers": [[12], [14], [16]]}),
     "r-rome": Search({"method": ["r-rome"], "key": ["mean", "bare"]}),
     "wilke": Search({"method": ["wilke"], "layers": [[8, 11, 14], [11, 14, 17]]}, records="300:312"),
-    "ft": Search({"method": ["ft"], "layers": [[14], [20], [26]], "lr": [1e-4, 5e-4, 2e-3]}),
-    "ft-m": Search({"method": ["ft-m"], "layers": [[14], [20], [26]], "lr": [1e-4, 5e-4, 2e-3]}),
+    "ft": Search({"method": ["ft"], "layers": [[14], [20], [26]], "lr": [5e-4, 2e-3]}),
+    "ft-m": Search({"method": ["ft-m"], "layers": [[14], [20], [26]], "lr": [5e-4, 2e-3]}),
     "ft-l": Search({"method": ["ft-l"], "layers": [[14], [20]], "lr": [2e-3], "box": [5e-4, 2e-3, 5e-3]}),
-    "lora": Search({"method": ["lora"], "lr": [1e-3, 5e-3], "steps": [20, 60]}, records="300:312"),
+    "lora": Search({"method": ["lora"], "lr": [2e-4, 5e-4, 1e-3], "steps": [20]}, records="300:312"),
     "kn": Search({"method": ["kn"], "add": [2.0, 8.0, 32.0], "threshold": [0.1, 0.2]}, records="300:312"),
     "ultraedit": Search(
         {"method": ["ultraedit"], "eta": [1e-5, 1e-4, 1e-3, 1e-2, 1e-1], "modules": _ULTRA_MODULES},

@@ -138,7 +138,8 @@ class EditedWeights:
                 self._take(name, master, self._seen_from_outside(name, master))
 
     def norm_ratios(self) -> dict[str, float]:
-        """Return ||W_now|| / ||W_base|| of each changed weight."""
+        """Return ||W|| / ||W_base|| of each changed weight, as the model holds it now."""
         return {
-            name: float(master.norm() / self._originals[name].float().norm()) for name, master in self._masters.items()
+            name: float(self._on(self._face, name).float().norm() / original.float().norm())
+            for name, original in self._originals.items()
         }
