@@ -11,12 +11,13 @@ from torch import Tensor
 from everedit.data import load_edits
 from everedit.edit import Edit
 from everedit.engine.bench import Workbench
+from everedit.engine.beside import Attached
 from everedit.engine.keys import token_keys
 from everedit.engine.moments import Corpus, MomentStore
 from everedit.engine.settings import validated
 from everedit.engine.state import State
 from everedit.engine.target import Target
-from everedit.engine.weights import EditedWeights, Snapshot
+from everedit.engine.weights import EditedWeights, Face, Snapshot
 from everedit.errors import EditError, EvereditError, NotApplicable
 from everedit.evaluation import EditScores, Evaluator
 from everedit.methods import Method, method_class
@@ -26,6 +27,11 @@ from everedit.outcome import Answer, Commit, EditResult, StreamState
 from everedit.policies import Preparation, Step, make_policy
 
 __all__ = ["Answer", "Commit", "EditResult", "Editor", "StreamState"]
+
+
+def _pool(name: str, path: str | None) -> Sequence[Edit]:
+    return load_edits(name, path).edits
+
 
 # Edits made on the base model are independent of each other; this many have their values optimised together.
 PREFETCH = 16
@@ -59,7 +65,8 @@ class Editor:
         moments = MomentStore(lm, corpus or Corpus())
         self.evaluator = Evaluator(lm)
         self._weights = EditedWeights(lm, self.policy.read_out if self.policy.reads_out else None)
-        self.bench = Workbench(lm, moments, seed, self._weights.master)
+        self._memory = Attached(lm)
+        self.bench = Workbench(lm, moments, seed, self._weights.master, _pool)
         self._method_state, self._policy_state = State(), State()
         self._pending: dict[str, Target] = {}
         self._prepared = False
@@ -100,7 +107,7 @@ class Editor:
     def prepare(self) -> None:
         """Gather what the method needs from the unedited model; done by the first edit if not before."""
         if not self._prepared:
-            with self._weights.detached():
+            with self._detached():
                 # The statistics' provenance names the unedited weights.
                 _ = self.bench.moments.provenance
                 self.method.prepare(self.bench)
@@ -119,7 +126,7 @@ class Editor:
             return True
 
         def pool(name: str, path: str | None) -> Sequence[Edit]:
-            return [edit for edit in load_edits(name, path).edits if fits(edit)]
+            return [edit for edit in self.bench.pool(name, path) if fits(edit)]
 
         known = self.bench.moments.provenance
         provenance = {part: known[part] for part in ("model", "tokenizer", "dtype")}
@@ -128,7 +135,7 @@ class Editor:
 
     def check(self, edit: Edit) -> None:
         """Raise an :class:`everedit.errors.EvereditError` if the method cannot make this edit on this model."""
-        with self._weights.detached():
+        with self._detached():
             self.method.check_edit(self.bench, edit)
 
     def edit(self, edits: Edit | Sequence[Edit], *, score: bool = True) -> EditResult:
@@ -143,7 +150,7 @@ class Editor:
         before: list[EditScores] = []
         baseline = None
         if score:
-            with self._weights.detached():
+            with self._detached():
                 baseline = self.evaluator.baseline(batch)
             before = self.evaluator.score(batch, baseline)
         start = self.state()
@@ -185,7 +192,7 @@ class Editor:
 
     def _prefetch(self, edits: Sequence[Edit]) -> None:
         self.prepare()
-        with self._weights.detached():
+        with self._detached():
             try:
                 targets = self.method.targets(self.bench, edits)
             except EvereditError:
@@ -200,13 +207,13 @@ class Editor:
         """Compute the change aside, check it, then write it."""
         self.prepare()
         known = [self._pending[edit.id] for edit in edits if edit.id in self._pending]
-        with self._weights.showing("base" if self.policy.edits_from == "base" else "stream"):
+        with self._detached("base" if self.policy.edits_from == "base" else "stream"):
             method_state, policy_state, targets, step = self._fit(edits, known)
             with self.bench.clock.phase("policy"):
                 change, policy_state = self.policy.combine(step, policy_state)
         with self.bench.clock.phase("policy"):
             self._weights.commit(change)
-        self._method_state, self._policy_state = method_state, policy_state
+        self._take(method_state, policy_state)
         for edit in edits:
             self._pending.pop(edit.id, None)
         probability = sum(target.probability for target in targets) / len(targets) if targets else None
@@ -249,15 +256,25 @@ class Editor:
 
     def ask(self, prompt: str, *, max_new_tokens: int = 32) -> Answer:
         """Return the unedited and the edited model's greedy continuation of ``prompt``."""
-        with self._weights.detached():
+        with self._detached():
             base = self.lm.generate([prompt], max_new_tokens=max_new_tokens)[0]
         return Answer(prompt, base, self.lm.generate([prompt], max_new_tokens=max_new_tokens)[0])
 
     @contextmanager
     def unedited(self) -> Iterator[LanguageModel]:
         """Give the model with its original bits while the block runs."""
-        with self._weights.detached():
+        with self._detached():
             yield self.lm
+
+    @contextmanager
+    def _detached(self, face: Face = "base") -> Iterator[None]:
+        """Show a face of the weights, and no memory beside them, while the block runs."""
+        with self._memory.detached(), self._weights.showing(face):
+            yield
+
+    def _take(self, method_state: State, policy_state: State) -> None:
+        self._method_state, self._policy_state = method_state, policy_state
+        self._memory.put(self.method.memory(self.bench, method_state))
 
     def reset(self) -> None:
         """Take back every edit: original bits, no state."""
@@ -269,7 +286,7 @@ class Editor:
         return StreamState(*parts, made_by=self._maker())
 
     def _maker(self) -> dict[str, str]:
-        with self._weights.detached():
+        with self._detached():
             # Computed at the first call, which must see the unedited weights.
             model = self.lm.fingerprint
         return {"method": self.method.name, "policy": self.policy.name, "model": model}
@@ -288,7 +305,7 @@ class Editor:
                         fix="load it into an editor like the one that saved it",
                     )
         self._weights.restore(state.weights)
-        self._method_state, self._policy_state = state.method, state.policy
+        self._take(state.method, state.policy)
         self._pending = dict(state.pending)
 
     def norm_ratios(self) -> dict[str, float]:

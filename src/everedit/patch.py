@@ -98,15 +98,19 @@ Delta = LowRank | Dense
 class Patch:
     """Changes of weights by parameter name, always oriented (d_out, d_in) whichever way they are stored.
 
-    ``info`` says where the patch comes from (method, model fingerprint, edit ids); it is saved with it.
+    ``memory`` holds what was written beside the weights instead, by name; the method's state holds it too, and what
+    the model shows is made from there. ``info`` says where the patch comes from (method, model fingerprint, edit ids);
+    it is saved with it.
     """
 
     deltas: Mapping[str, Delta]
     info: Mapping[str, Any] = field(default_factory=dict)
+    memory: Mapping[str, Tensor] = field(default_factory=dict)
 
     def norm(self) -> float:
-        """Frobenius norm over all changed weights together."""
-        return math.sqrt(sum(delta.norm() ** 2 for delta in self.deltas.values()))
+        """Frobenius norm over all that was changed or written."""
+        squares = [delta.norm() ** 2 for delta in self.deltas.values()]
+        return math.sqrt(sum(squares) + sum(float(tensor.norm()) ** 2 for tensor in self.memory.values()))
 
     def rank(self) -> int:
         """The largest rank among the changed weights."""
@@ -114,8 +118,9 @@ class Patch:
 
     def require_finite(self) -> None:
         """Raise :class:`NumericalError` if any value is not finite."""
-        for name, delta in self.deltas.items():
-            if not all(bool(torch.isfinite(part).all()) for part in delta.tensors().values()):
+        parts = {name: list(delta.tensors().values()) for name, delta in self.deltas.items()}
+        for name, tensors in (parts | {name: [tensor] for name, tensor in self.memory.items()}).items():
+            if not all(bool(torch.isfinite(part).all()) for part in tensors):
                 raise NumericalError(
                     what="the computed change holds values that are not finite; nothing was written",
                     where=name,
@@ -125,6 +130,7 @@ class Patch:
     def save(self, path: Path) -> None:
         """Write the patch as safetensors, atomically."""
         tensors = {f"{name}|{part}": t for name, d in self.deltas.items() for part, t in d.tensors().items()}
+        tensors |= {f"{name}|memory": tensor for name, tensor in self.memory.items()}
         save_tensors(path, tensors, dict(self.info))
 
     @classmethod
@@ -136,15 +142,18 @@ class Patch:
             name, _, part = key.rpartition("|")
             grouped.setdefault(name, {})[part] = tensor
         deltas: dict[str, Delta] = {}
+        memory: dict[str, Tensor] = {}
         for name, parts in grouped.items():
             flat = all(part.ndim == 2 and part.dtype.is_floating_point for part in parts.values())
             if flat and set(parts) == {"left", "right"} and parts["left"].shape[1] == parts["right"].shape[1]:
                 deltas[name] = LowRank(**parts)
             elif flat and set(parts) == {"matrix"}:
                 deltas[name] = Dense(**parts)
+            elif set(parts) == {"memory"} and parts["memory"].dtype.is_floating_point:
+                memory[name] = parts["memory"]
             else:
                 raise CacheError(what=f"'{name}' holds no change of a weight", where=str(path), fix="save it again")
-        return cls(deltas, info)
+        return cls(deltas, info, memory)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, Any] | None = None) -> None:

@@ -111,7 +111,8 @@ def edits_as_it_should(editor: Editor, before: dict[str, torch.Tensor]) -> None:
     assert losses(lm, edits)[0] < unedited[0] - 3
     changed = {name for name, tensor in lm.model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed == touched
-    if editor.method.traits.changes == "weights":
+    assert bool(touched) == (editor.method.traits.changes == "weights")
+    if touched:
         allowed = set(editor.method.weights(lm.layout))
         assert touched <= allowed if editor.method.traits.chooses_layer else touched == allowed
     ratios = editor.norm_ratios()

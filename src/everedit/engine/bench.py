@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from everedit.edit import Edit
 from everedit.engine.moments import MomentStore
 from everedit.models import LanguageModel
 from everedit.models.layout import oriented
@@ -46,12 +47,16 @@ class Clock:
 
 @dataclass
 class Workbench:
-    """A model and all that methods share while they work on it."""
+    """A model and all that methods share while they work on it.
+
+    ``pool(name, path)`` gives the edits of a data set that has nothing to do with the stream.
+    """
 
     lm: LanguageModel
     moments: MomentStore
     seed: int = 0
     masters: Callable[[str], Tensor | None] = lambda name: None
+    pool: Callable[[str, str | None], Sequence[Edit]] = lambda name, path: ()
     clock: Clock = field(default_factory=Clock)
     _contexts: dict[tuple[object, ...], list[str]] = field(default_factory=dict)
 

@@ -9,13 +9,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from everedit.edit import Edit
-from everedit.errors import NumericalError
+from everedit.engine.tail import Tail
 from everedit.models import LanguageModel
-from everedit.models.hooks import capture, replaced_weight, resumed_after, stopping_at
-from everedit.models.tokens import Batch
+from everedit.models.hooks import replaced_weight
 
 __all__ = ["Objective", "TuneConfig", "tune"]
 
@@ -55,15 +53,18 @@ def tune(
     # Without foreach and fused kernels: a single large tensor gains nothing from them.
     optimiser = torch.optim.Adam(list(weights.values()), lr=config.lr, weight_decay=config.weight_decay, foreach=False)
     size = config.rows_a_step
-    parts = [_Part.of(lm, edits[start : start + size], lowest, config) for start in range(0, len(edits), size)]
+    texts = [lm.encode(edit.prompt, edit.target_new) for edit in edits]
+    bag = config.objective == "prompt_last"
+    parts = [Tail.of(lm, texts[start : start + size], lowest, bag=bag) for start in range(0, len(edits), size)]
     for _ in range(config.steps):
         total = 0.0
         for part in parts:
-            loss = part.loss(lm, weights, lowest)
+            with ExitStack() as stack:
+                for layer, weight in weights.items():
+                    stack.enter_context(replaced_weight(lm.layout.mlp_out(layer), weight))
+                loss = part.loss()
             value = float(loss.detach())
-            if not torch.isfinite(loss.detach()):
-                raise NumericalError(what="training met a loss that is not finite", fix="lower the learning rate (lr)")
-            total += value * part.edits
+            total += value * len(part.batch)
             if value < config.stop_loss:
                 continue
             optimiser.zero_grad(set_to_none=True)
@@ -81,45 +82,3 @@ def _into_box(weights: Mapping[int, Tensor], centres: Mapping[int, Tensor], radi
     for layer, weight in weights.items():
         centre = centres[layer].to(weight.device)
         weight.copy_(torch.clamp(weight, centre - radius, centre + radius))
-
-
-@dataclass
-class _Part:
-    """Rows of one gradient step: the states that enter the lowest trained block, and what to score where."""
-
-    batch: Batch
-    hidden: Tensor
-    rows: Tensor
-    columns: Tensor
-    labels: Tensor
-    shares: Tensor
-    edits: int
-
-    @classmethod
-    def of(cls, lm: LanguageModel, edits: Sequence[Edit], lowest: int, config: TuneConfig) -> _Part:
-        texts = [lm.encode(edit.prompt, edit.target_new) for edit in edits]
-        bag = config.objective == "prompt_last"
-        # The last target token is never an input; a bag of target tokens is scored behind the prompt alone.
-        batch = lm.pad([text.ids[: text.prompt_end] if bag else text.ids[:-1] for text in texts])
-        block = lm.layout.block(lowest)
-        with torch.no_grad(), capture(inputs={"in": block}, rows=len(texts)) as seen, stopping_at(block, before=True):
-            lm.states(**batch.inputs())
-        places = [
-            (row, (text.prompt_end if bag else position) - 1, text.ids[position], 1 / len(text.target_ids) / len(texts))
-            for row, text in enumerate(texts)
-            for position in range(*text.target)
-        ]
-        rows, columns, labels, shares = (torch.tensor(values, device=lm.device) for values in zip(*places, strict=True))
-        return cls(batch, seen["in"].clone(), rows, columns, labels, shares, len(edits))
-
-    def loss(self, lm: LanguageModel, weights: Mapping[int, Tensor], lowest: int) -> Tensor:
-        """Mean over the edits of each one's mean loss over its target tokens."""
-        with ExitStack() as stack:
-            for layer, weight in weights.items():
-                stack.enter_context(replaced_weight(lm.layout.mlp_out(layer), weight))
-            below = [lm.layout.block(index) for index in range(lowest)]
-            if below:
-                stack.enter_context(resumed_after(below, self.hidden, as_tuple=lm.blocks_return_tuples))
-            states = lm.states(**self.batch.inputs())
-        logits = lm.logits(states[self.rows, self.columns])
-        return (F.cross_entropy(logits, self.labels, reduction="none") * self.shares).sum()

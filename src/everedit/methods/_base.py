@@ -12,6 +12,7 @@ from typing_extensions import Self
 
 from everedit.edit import Edit
 from everedit.engine.bench import Workbench
+from everedit.engine.beside import Memory
 from everedit.engine.rows import prompt_rows
 from everedit.engine.state import State
 from everedit.engine.target import Target
@@ -131,6 +132,10 @@ class Method(ABC):
         They hold behind ``prefixes``, by default the method's own.
         """
         return []
+
+    def memory(self, bench: Workbench, state: State) -> Memory | None:
+        """Return what stands beside the model's weights in a state; None for methods that change the weights."""
+        return None
 
     def going_back(self, patch: Patch) -> Method:
         """Return the method that makes the edit of ``patch`` again with another target: itself, if nothing in it was

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.activations import ACT2FN
 from transformers.pytorch_utils import Conv1D
 
 from everedit.errors import ModelError, NotApplicable
@@ -15,6 +17,9 @@ from everedit.models.families import Family, family_for
 from everedit.models.hooks import capture, changed_output, stopping_at
 
 __all__ = ["Layout", "oriented"]
+
+
+_ACTIVATIONS = ("hidden_activation", "hidden_act", "activation_function", "dense_act_fn")
 
 
 def oriented(module: nn.Module) -> Tensor:
@@ -121,10 +126,22 @@ class Layout:
         """Return the MLP's down projection, whose input is the key and whose output is the value."""
         return self.block(layer).get_submodule(self.family.mlp_out)
 
+    def mlp_in(self, layer: int) -> nn.Module:
+        """Return the first of the MLP's input projections, whose input is the MLP's own."""
+        return self.block(layer).get_submodule(self.mlp_in_names[0])
+
     def mlp(self, layer: int) -> nn.Module | None:
         """Return the module that is the whole MLP, if the family has one."""
         path = self.family.mlp_out.rpartition(".")[0]
         return self.block(layer).get_submodule(path) if path else None
+
+    @property
+    def activation(self) -> Callable[[Tensor], Tensor]:
+        """The activation function of the MLPs."""
+        config = self.model.config
+        name = next(value for key in _ACTIVATIONS if (value := getattr(config, key, None)))
+        function: Callable[[Tensor], Tensor] = ACT2FN[name]
+        return function
 
     def attention_out(self, layer: int) -> nn.Module:
         """Return the attention's output projection."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from everedit.models.calls import decisions_of, keep_decisions
 from everedit.models.model import LanguageModel
 
 __all__ = ["Prefill", "held_cache"]
@@ -17,27 +18,33 @@ __all__ = ["Prefill", "held_cache"]
 _LOGITS_A_CHUNK = 1 << 23
 
 
-def held_cache(past: Sequence[tuple[Tensor, Tensor]]) -> DynamicCache:
-    """Return a cache of each layer's keys and values without copying them; the model appends to copies of its own."""
+def held_cache(past: Sequence[tuple[Tensor, Tensor]], decisions: Mapping[str, Tensor] | None = None) -> DynamicCache:
+    """Return a cache of each layer's keys and values without copying them; the model appends to copies of its own.
+
+    ``decisions`` are what was decided for its rows (:mod:`everedit.models.calls`).
+    """
     cache = DynamicCache()
     for keys, values in past:
         held = DynamicLayer()
         held.keys, held.values = keys, values
         held.dtype, held.device, held.is_initialized = keys.dtype, keys.device, True
         cache.layers.append(held)
+    keep_decisions(cache, decisions or {})
     return cache
 
 
 @dataclass
 class Prefill:
     """What is left of n prompts behind the model: keys and values by layer (n, heads, P, d), the mask (n, P) of
-    real tokens, which end at the last column, and the final states (n, H) of the last tokens.
+    real tokens, which end at the last column, the final states (n, H) of the last tokens, and what was decided for
+    each prompt, (n, …).
     """
 
     lm: LanguageModel
     past: list[tuple[Tensor, Tensor]]
     mask: Tensor
     last: Tensor
+    decisions: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     @torch.no_grad()
@@ -45,7 +52,12 @@ class Prefill:
         """Run prompts, rows of at least one id."""
         batch, cache = lm.pad(prompts, side="left"), DynamicCache()
         states = lm.states(**batch.inputs(), past_key_values=cache, use_cache=True)
-        return cls(lm, [(part.keys, part.values) for part in cache.layers], batch.mask, states[:, -1].clone())
+        past = [(part.keys, part.values) for part in cache.layers]
+        return cls(lm, past, batch.mask, states[:, -1].clone(), dict(decisions_of(cache)))
+
+    def _cache_of(self, prompts: Tensor) -> DynamicCache:
+        decisions = {who: rows[prompts] for who, rows in self.decisions.items()}
+        return held_cache([(keys[prompts], values[prompts]) for keys, values in self.past], decisions)
 
     @torch.no_grad()
     def states_behind(self, prompts: Tensor, texts: Sequence[Sequence[int]]) -> Tensor:
@@ -56,7 +68,7 @@ class Prefill:
             input_ids=batch.ids,
             attention_mask=torch.cat([mask, batch.mask], dim=1),
             position_ids=batch.positions + mask.sum(1, keepdim=True),
-            past_key_values=held_cache([(keys[prompts], values[prompts]) for keys, values in self.past]),
+            past_key_values=self._cache_of(prompts),
             use_cache=True,
         )
 
@@ -72,7 +84,7 @@ class Prefill:
         model and the guesses in place of a smaller one).
         """
         mask, device = self.mask[prompts], self.mask.device
-        cache = held_cache([(keys[prompts], values[prompts]) for keys, values in self.past])
+        cache = self._cache_of(prompts)
         tokens = self._choices(self.last[prompts])
         found = [[token] for token in tokens.tolist()]
         live = torch.arange(len(prompts), device=device)
