@@ -10,8 +10,8 @@ METHODS = (
     "ultraedit", "ft", "ft-l", "ft-m", "lora", "kn",
 )  # fmt: skip
 SOLVES_VALUES = ("memit", "rome", "r-rome", "pmet", "emmet", "alphaedit", "rlsedit")
-# Cheap enough for streams of 500: a closed form on one backward pass, or one short training.
-FAST = ("ultraedit", "ft", "ft-l", "ft-m")
+# Cheap enough for streams of 500: a closed form on one backward pass.
+FAST = ("ultraedit",)
 
 # SimIE edits the base model; its lambda was searched by method (docs/results/settings.md, "Streams").
 _SIMIE_LAM = {"rome": 10.0, "r-rome": 10.0, "emmet": 10.0}

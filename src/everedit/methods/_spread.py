@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -90,6 +90,9 @@ def later_target(family: str) -> dict[str, float]:
 class RidgeConfig(SpreadConfig):
     """Settings of a method that weighs the second moments against the edit."""
 
+    searched_weight: ClassVar[float] = 50.0
+    """w for models too small for any published one (docs/results/settings.md)."""
+
     moment_weight: float | None = Field(None, ge=0, description="w, the weight of the second moments")
 
     def published_weight(self, family: str) -> float:
@@ -98,7 +101,7 @@ class RidgeConfig(SpreadConfig):
 
     def own_choices(self, layout: Layout, *, searched: bool) -> dict[str, Any]:
         """Return the published weight, or the one searched for."""
-        weight = 50.0 if searched else self.published_weight(layout.family.name)
+        weight = self.searched_weight if searched else self.published_weight(layout.family.name)
         return {"moment_weight": weight if self.moment_weight is None else self.moment_weight}
 
 

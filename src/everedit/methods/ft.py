@@ -6,12 +6,16 @@ until the loss is small, with every target token scored at the prompt's last one
 
 from __future__ import annotations
 
-from everedit.methods._base import Traits
+from typing import ClassVar
+
+from everedit.methods._base import SMOLLM2_135M, Searched, Traits
 from everedit.methods._finetune import FinetuneConfig, FinetuneMethod
 
 
 class FtConfig(FinetuneConfig):
     """Settings of FT; None means the published value for the family."""
+
+    searched: ClassVar[Searched] = {SMOLLM2_135M: {"layers": (20,), "lr": 2e-3}}
 
 
 class Ft(FinetuneMethod):

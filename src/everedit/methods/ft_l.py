@@ -7,9 +7,9 @@ bound; ``box_around="stream"`` keeps the whole stream inside one box.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
-from everedit.methods._base import Traits
+from everedit.methods._base import SMOLLM2_135M, Searched, Traits
 from everedit.methods._finetune import FinetuneConfig, FinetuneMethod
 from everedit.models.layout import Layout
 
@@ -20,6 +20,8 @@ _BOX = 5e-4
 
 class FtLConfig(FinetuneConfig):
     """Settings of FT-L; None means the published value for the family."""
+
+    searched: ClassVar[Searched] = {SMOLLM2_135M: {"layers": (20,), "lr": 2e-3, "box": 5e-3}}
 
     def published_layers(self, layout: Layout) -> tuple[int, ...]:
         """Return layer 0 where it was published, else FT's."""

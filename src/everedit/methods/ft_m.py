@@ -6,15 +6,19 @@ Fine-tuning with the usual teacher-forced loss on the target's tokens alone, as 
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field
 
 from everedit.engine.tune import Objective
-from everedit.methods._base import Traits
+from everedit.methods._base import SMOLLM2_135M, Searched, Traits
 from everedit.methods._finetune import FinetuneConfig, FinetuneMethod
 
 
 class FtMConfig(FinetuneConfig):
     """Settings of FT-M; None means the published value for the family."""
+
+    searched: ClassVar[Searched] = {SMOLLM2_135M: {"layers": (26,), "lr": 2e-3}}
 
     objective: Objective = Field("target_new", description="each target token is scored at its own place")
 

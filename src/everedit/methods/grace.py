@@ -122,7 +122,7 @@ class Grace(BesideMethod):
     traits = Traits(
         title="GRACE, a code book of keys and values",
         paper="arXiv 2211.11031",
-        changes="memory",
+        changes="module",
         needs_subject=False,
         needs_moments=False,
         keeps_state=True,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -23,7 +23,7 @@ from everedit.engine.bench import Workbench
 from everedit.engine.state import State
 from everedit.engine.target import Target
 from everedit.errors import EditError
-from everedit.methods._base import Method, MethodConfig, Traits
+from everedit.methods._base import SMOLLM2_135M, Method, MethodConfig, Searched, Traits
 from everedit.models import LanguageModel
 from everedit.models.layout import Layout, oriented
 from everedit.patch import LowRank, Patch
@@ -33,6 +33,8 @@ Neuron = tuple[int, int]
 
 class KnConfig(MethodConfig):
     """Settings of KN, those of the paper's own code."""
+
+    searched: ClassVar[Searched] = {SMOLLM2_135M: {"add": 2.0}}
 
     steps: int = Field(20, ge=1, description="m, steps of the integral")
     threshold: float = Field(0.2, gt=0, le=1, description="t, share of a wording's largest score that a neuron needs")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -22,7 +22,7 @@ from everedit.engine.bench import Workbench
 from everedit.engine.state import State
 from everedit.engine.target import Target
 from everedit.errors import EvereditError, NotApplicable, NumericalError
-from everedit.methods._base import Method, MethodConfig, Traits
+from everedit.methods._base import SMOLLM2_135M, Method, MethodConfig, Searched, Traits
 from everedit.models import LanguageModel
 from everedit.models.layout import Layout
 from everedit.patch import LowRank, Patch
@@ -37,6 +37,8 @@ _OWN = {"phi3": ["qkv_proj"]}
 
 class LoraConfig(MethodConfig):
     """Settings of LoRA; None means the published value for the family."""
+
+    searched: ClassVar[Searched] = {SMOLLM2_135M: {"steps": 20, "lr": 5e-4}}
 
     rank: int = Field(8, ge=1, description="r")
     alpha: float = Field(32.0, gt=0, description="alpha; the update is scaled by alpha / r")

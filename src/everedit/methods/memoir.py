@@ -130,7 +130,7 @@ class Memoir(BesideMethod):
     traits = Traits(
         title="MEMOIR, a residual memory with masks that prompts choose",
         paper="arXiv 2506.07899",
-        changes="memory",
+        changes="module",
         needs_subject=False,
         needs_moments=False,
         keeps_state=True,

@@ -9,7 +9,7 @@ optimisation ends when the subject's own distribution is near what it was.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -22,6 +22,8 @@ from everedit.methods._spread import RidgeConfig, RidgeMethod
 
 class PmetConfig(RidgeConfig):
     """Settings of PMET; None means the published value for the family."""
+
+    searched_weight: ClassVar[float] = 10.0
 
     moment_weight: float | None = Field(None, gt=0, description="w, the weight of the second moments")
     share: Literal["equal", "sqrt"] = Field("sqrt", description="how the residual is shared among the layers")

@@ -123,7 +123,7 @@ class Wise(BesideMethod):
     traits = Traits(
         title="WISE, a side memory that prompts are routed to",
         paper="arXiv 2405.14768",
-        changes="memory",
+        changes="module",
         needs_subject=False,
         needs_moments=False,
         keeps_state=True,
