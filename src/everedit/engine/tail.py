@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from everedit.engine.beside import changed_mlp
 from everedit.errors import NumericalError
 from everedit.models import LanguageModel
 from everedit.models.hooks import capture, resumed_after, stopping_at
@@ -69,10 +70,15 @@ class Tail:
         Raises :class:`NumericalError` if it is not finite.
         """
         loss = (F.cross_entropy(self.logits(), self.labels, reduction="none") * self.shares).sum()
-        if not bool(torch.isfinite(loss.detach())):
-            raise NumericalError(what="training met a loss that is not finite", fix="lower the learning rate (lr)")
+        self.require_finite(loss)
         return loss
 
-    def real(self) -> Tensor:
-        """Return which inputs are no padding, (n, length) bool."""
-        return self.batch.mask.bool()
+    @staticmethod
+    def require_finite(loss: Tensor) -> None:
+        """Raise :class:`NumericalError` unless a loss is finite."""
+        if not bool(torch.isfinite(loss.detach())):
+            raise NumericalError(what="training met a loss that is not finite", fix="lower the learning rate (lr)")
+
+    def changed(self, change: Callable[[Tensor, Tensor, Tensor], Tensor]) -> AbstractContextManager[None]:
+        """Let ``change(query, key, value)`` stand in for the layer's MLP: see :func:`changed_mlp`."""
+        return changed_mlp(self.lm, self.layer, change, lambda: self.batch.ids.shape)

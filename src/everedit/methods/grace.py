@@ -19,7 +19,7 @@ from torch import Tensor
 
 from everedit.edit import Edit
 from everedit.engine.bench import Workbench
-from everedit.engine.beside import LayerMemory, changed_mlp
+from everedit.engine.beside import LayerMemory
 from everedit.engine.state import State
 from everedit.engine.tail import Tail
 from everedit.engine.target import Target
@@ -204,7 +204,7 @@ class Grace(BesideMethod):
         def change(query: Tensor, key: Tensor, output: Tensor) -> Tensor:
             return torch.where(places, value.to(output.dtype), output)
 
-        with changed_mlp(tail.lm, tail.layer, change, lambda: tail.batch.ids.shape):
+        with tail.changed(change):
             for _ in range(config.steps):
                 loss = tail.loss()
                 if float(loss.detach()) < config.stop_loss:
@@ -223,7 +223,7 @@ def _at_prompt_end(tail: Tail, text: Encoded) -> tuple[Tensor, Tensor]:
         found["key"], found["value"] = key[0, text.prompt_end - 1].float(), value[0, text.prompt_end - 1].float()
         return value
 
-    with torch.no_grad(), changed_mlp(tail.lm, tail.layer, read, lambda: tail.batch.ids.shape):
+    with torch.no_grad(), tail.changed(read):
         tail.logits()
     return found["key"], found["value"]
 

@@ -22,7 +22,7 @@ from typing_extensions import Self
 
 from everedit.edit import Edit
 from everedit.engine.bench import Workbench
-from everedit.engine.beside import LayerMemory, changed_mlp
+from everedit.engine.beside import LayerMemory
 from everedit.engine.state import State
 from everedit.engine.tail import Tail
 from everedit.engine.target import Target
@@ -204,7 +204,7 @@ class Memoir(BesideMethod):
             return value + F.linear(key[..., columns].float(), part).to(value.dtype)
 
         kept = 1.0
-        with changed_mlp(tail.lm, tail.layer, change, lambda: tail.batch.ids.shape):
+        with tail.changed(change):
             for _ in range(config.steps):
                 loss = tail.loss()
                 now = float(loss.detach())
