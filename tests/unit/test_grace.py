@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,6 +29,7 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 
 FAMILIES = ["llama", "gpt2", "opt", "gemma3_text"]
 LAYER = 1
+PLACES = [*((family, "last") for family in FAMILIES), ("opt", "prompt"), ("llama", "all")]
 # Prompts of three different lengths in tokens, in every family.
 EDITS = [home_town(7, "Lisbon"), home_town(4, "Lima"), home_town(24, "New Delhi")]
 UNSEEN = [home_town(person).prompt for person in (1, 2, 3)]
@@ -38,12 +38,11 @@ Point = tuple[float, float]
 
 
 def editor_of(model: LanguageModel | str, corpus: Path, **settings: Any) -> Editor:
-    chosen = {"layer": LAYER, "steps": 3, "lr": 0.2, **settings}
-    return make_editor(model, corpus, "grace", method_settings=chosen)
+    return make_editor(model, corpus, "grace", method_settings={"layer": LAYER, "steps": 3, "lr": 0.2, **settings})
 
 
-def states(lm: LanguageModel, prompts: Sequence[str], **options: Any) -> Tensor:
-    return lm.states(**lm.pad([lm.encode(prompt).ids for prompt in prompts], **options).inputs())
+def states(lm: LanguageModel, prompts: Sequence[str]) -> Tensor:
+    return lm.states(**lm.pad([lm.encode(prompt).ids for prompt in prompts]).inputs())
 
 
 def mlp_outputs(lm: LanguageModel, batch: Batch) -> Tensor:
@@ -58,8 +57,7 @@ def last_key(lm: LanguageModel, prompt: str) -> Tensor:
 
 def with_tensors(editor: Editor, **tensors: Tensor) -> None:
     now = editor.state()
-    entries = {"entries": len(tensors.get("keys", now.method.tensors["keys"]))}
-    editor.load_state(replace(now, method=State({**now.method.tensors, **tensors}, entries)))
+    editor.load_state(replace(now, method=State({**now.method.tensors, **tensors})))
 
 
 def book_of(
@@ -93,13 +91,9 @@ def rules_by_hand(points: Sequence[Point], targets: Sequence[str], moving: bool)
             continue
         conflict = distance <= 1 + radii[near]
         branches.append("split" if conflict else "add")
-        if conflict:
-            radii[near] = distance / 2 - 1e-5
+        radii[near] = distance / 2 - 1e-5 if conflict else radii[near]
         keys, radii, labels = [*keys, point], [*radii, distance / 2 if conflict else 1.0], [*labels, target]
     return keys, radii, labels, branches
-
-
-# --------------------------------------------------------------------------- the code book
 
 
 @pytest.mark.parametrize("moving", [False, True])
@@ -109,8 +103,8 @@ def test_the_code_book_grows_as_the_rules_by_hand_say(
     order = random.Random(5)
     points = [(order.uniform(0, 7), order.uniform(0, 7)) for _ in range(60)]
     targets = [order.choice(TARGETS) for _ in points]
-    expand = "moving_average" if moving else "coverage"
-    *_, book = book_of(corpus_path, monkeypatch, points, targets, expand=expand)
+    settings = {"expand": "moving_average"} if moving else {}
+    *_, book = book_of(corpus_path, monkeypatch, points, targets, **settings)
     keys, radii, labels, branches = rules_by_hand(points, targets, moving)
     assert all(branches.count(branch) >= 5 for branch in ("add", "expand", "wider", "split"))
     torch.testing.assert_close(book["keys"], torch.tensor(keys))
@@ -123,9 +117,9 @@ def test_the_code_book_grows_as_the_rules_by_hand_say(
 @pytest.mark.parametrize(
     ("third", "radii"),
     [
-        ((2.0, 0.0), [0.75 - 1e-5, 0.25 - 1e-5, 0.25]),  # next to B's key: another split
+        ((2.0, 0.0), [0.75 - 1e-5, 0.25 - 1e-5, 0.25]),  # next to B: another split
         ((0.3, 0.0), [0.75 - 1e-5, 0.75]),  # inside A's ball
-        ((0.0, 1.2), [1.2, 0.75]),  # outside of A's ball, not far enough for one of its own
+        ((0.0, 1.2), [1.2, 0.75]),  # nearest to A, but outside
         ((-9.0, 0.0), [0.75 - 1e-5, 0.75, 1.0]),  # far from both
     ],
 )
@@ -136,7 +130,6 @@ def test_the_third_of_three_edits_with_labels_a_b_a_meets_the_label_of_its_neare
     assert [len(book["keys"]) for book in books] == [1, 2, len(radii)]
     torch.testing.assert_close(books[2]["radii"], torch.tensor(radii), rtol=0, atol=1e-6)
     oslo, lima = books[1]["labels"].tolist()
-    assert oslo != lima
     assert books[2]["labels"].tolist() == [oslo, lima, oslo][: len(radii)]
 
 
@@ -146,26 +139,19 @@ def test_a_split_leaves_neither_key_in_the_others_ball(corpus_path: Path) -> Non
     book = editor.state().method.tensors
     distance = float((book["keys"][0] - book["keys"][1]).norm())
     assert 0 < float(book["radii"].min()) <= float(book["radii"].sum()) < distance <= 80
-    with editor.unedited():
-        before = losses(editor.lm, EDITS[:2])
-    assert all(now < was - 3 for now, was in zip(losses(editor.lm, EDITS[:2]), before, strict=True))
+    assert max(losses(editor.lm, EDITS[:2])) < min(losses(shared("llama"), EDITS[:2])) - 3
 
 
 def test_a_near_edit_with_the_same_target_widens_the_ball_and_adds_no_entry(corpus_path: Path) -> None:
     editor = editor_of("llama", corpus_path, radius=1.0)
     first, second = home_town(4, "Lima"), Edit(prompt="Yes. The home town of Corin Vane", target_new="Lima")
-    editor.edit(first, score=False)
-    before = editor.state().method.tensors
-    editor.edit(second, score=False)
-    after = editor.state().method.tensors
+    before, after = ((editor.edit(edit, score=False), editor.state().method.tensors)[1] for edit in (first, second))
     distance = float((last_key(editor.lm, second.prompt) - before["keys"][0]).norm())
     assert 1.0 < distance <= 2.0
-    assert len(after["keys"]) == 1
     assert torch.equal(after["keys"], before["keys"])
     assert float(after["radii"]) == pytest.approx(distance, rel=1e-4)
-    # Its value is trained further, not begun anew.
-    assert not torch.equal(after["values"], before["values"])
-    assert float((after["values"] - before["values"]).abs().max()) < 0.7
+    # Three steps of 0.2 from where it was: its value is not begun anew.
+    assert 0.2 < float((after["values"] - before["values"]).abs().max()) < 0.7
 
 
 @pytest.mark.parametrize("radius", [1e30, 2.0, 1e-30])
@@ -184,15 +170,10 @@ def test_the_number_of_entries_lies_between_one_and_the_number_of_distinct_keys(
 def test_an_edit_of_the_same_prompt_with_another_target_takes(corpus_path: Path) -> None:
     # Fails: both entries get the same key, the older one, whose radius is now below zero, is found first.
     editor = editor_of("gpt2", corpus_path, steps=60)
-    first, second = home_town(4, "Lima"), home_town(4, "Oslo")
-    before = losses(editor.lm, [second])[0]
-    editor.edit([first, second], score=False)
-    assert losses(editor.lm, [second])[0] < before - 3
+    editor.edit([home_town(4, "Lima"), home_town(4, "Oslo")], score=False)
+    assert losses(editor.lm, [home_town(4, "Oslo")])[0] < losses(shared("gpt2"), [home_town(4, "Oslo")])[0] - 3
     memory = editor.method.memory(editor.bench, editor.state().method)
     assert memory.chosen(memory.keys[-1:]).tolist() == [len(memory.keys) - 1]
-
-
-# --------------------------------------------------------------------------- where the value stands in
 
 
 def test_no_entry_or_radii_of_zero_leave_every_bit_of_what_was_not_edited(corpus_path: Path) -> None:
@@ -245,9 +226,6 @@ def test_each_row_of_a_batch_is_asked_and_answered_at_its_own_places(where: str,
         assert moved[row].nonzero()[:, 0].tolist() == ([] if row == 1 else list(expected))
 
 
-# --------------------------------------------------------------------------- training
-
-
 def values_by_hand(lm: LanguageModel, edit: Edit, where: str) -> tuple[list[Tensor], list[float]]:
     """Adam's way from the layer's own output on, and the losses: whole forwards of the whole text."""
     prompt, whole = lm.encode(edit.prompt).ids, lm.encode(edit.prompt, edit.target_new).ids
@@ -271,9 +249,7 @@ def values_by_hand(lm: LanguageModel, edit: Edit, where: str) -> tuple[list[Tens
     return found, seen
 
 
-@pytest.mark.parametrize(
-    ("family", "where"), [*itertools.product(FAMILIES, ["last"]), ("llama", "all"), ("opt", "prompt")]
-)
+@pytest.mark.parametrize(("family", "where"), PLACES)
 def test_a_value_is_what_adam_finds_by_whole_forwards(family: str, where: str, corpus_path: Path) -> None:
     lm = shared(family)
     values, seen = values_by_hand(lm, EDITS[2], where)
@@ -293,9 +269,6 @@ def test_a_cold_value_begins_at_random_between_zero_and_one(corpus_path: Path) -
     assert bool(((values > -1e-6) & (values < 1)).all())
     assert values.mean().item() == pytest.approx(0.5, abs=4 / 12**0.5 / values.numel() ** 0.5)
     assert (values[0] - values[1]).abs().mean().item() == pytest.approx(1 / 3, abs=0.12)
-
-
-# --------------------------------------------------------------------------- what is left
 
 
 def test_hundreds_of_edits_change_no_weight_and_each_can_be_deleted(corpus_path: Path) -> None:

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar, cast
 
 from torch import Tensor
 
@@ -16,6 +17,8 @@ from everedit.models import LanguageModel
 from everedit.models.layout import oriented
 
 __all__ = ["Clock", "Workbench"]
+
+Made = TypeVar("Made")
 
 
 class Clock:
@@ -58,12 +61,18 @@ class Workbench:
     masters: Callable[[str], Tensor | None] = lambda name: None
     pool: Callable[[str, str | None], Sequence[Edit]] = lambda name, path: ()
     clock: Clock = field(default_factory=Clock)
-    _contexts: dict[tuple[object, ...], list[str]] = field(default_factory=dict)
+    _made: dict[tuple[object, ...], object] = field(default_factory=dict)
 
     def weight(self, name: str) -> Tensor:
         """Return a weight (d_out, d_in) in float32 as the stream keeps it, which a narrow model shows rounded."""
         master = self.masters(name)
         return oriented(self.lm.layout.module_of(name)).float() if master is None else master
+
+    def once(self, key: tuple[object, ...], make: Callable[[], Made]) -> Made:
+        """Return what ``make`` gives, made at the first call with this key."""
+        if key not in self._made:
+            self._made[key] = make()
+        return cast(Made, self._made[key])
 
     def contexts(self, groups: tuple[tuple[int, int], ...], starts: tuple[str, ...]) -> list[str]:
         """Return the prefixes of :func:`everedit.engine.contexts.sample_prefixes`, sampled once a bench.
@@ -72,8 +81,8 @@ class Workbench:
         """
         from everedit.engine.contexts import sample_prefixes
 
-        key = (groups, starts)
-        if key not in self._contexts:
+        def sampled() -> list[str]:
             with self.clock.phase("contexts"):
-                self._contexts[key] = sample_prefixes(self.lm, groups, starts, self.seed)
-        return self._contexts[key]
+                return sample_prefixes(self.lm, groups, starts, self.seed)
+
+        return self.once(("contexts", groups, starts), sampled)

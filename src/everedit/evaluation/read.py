@@ -6,6 +6,7 @@ keys and values.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 
 from everedit.errors import TokenError
 from everedit.models import LanguageModel
+from everedit.models.model import Speaker
 from everedit.models.prefill import Prefill
 
 __all__ = ["Reading", "answers", "generate", "read", "require_room"]
@@ -40,9 +42,14 @@ class Reading:
 
 @dataclass
 class _Prompt:
-    """A prompt's ids, and the (prompt, target) pairs to be read and to be written behind it."""
+    """A prompt's ids, whose model it is, and the (prompt, target) pairs to be read and to be written behind it.
 
+    ``shared`` ids at its beginning are those of other prompts too.
+    """
+
+    lm: LanguageModel
     ids: Ids
+    shared: Ids = ()
     read: dict[Pair, Ids] = field(default_factory=dict)
     write: dict[Pair, int] = field(default_factory=dict)
     guesses: dict[Pair, list[Ids]] = field(default_factory=dict)
@@ -79,30 +86,53 @@ def answers(
 
     ``guesses`` are texts that might be written for a pair: they cost little, and each that is right saves much.
     """
-    prompts: dict[Ids, _Prompt] = {}
+    prompts: dict[tuple[LanguageModel, Ids], _Prompt] = {}
+    speakers = _speakers(lm, [*to_read, *to_write])
     for pair in dict.fromkeys(to_read):
-        text = lm.encode(*pair)
-        _at(prompts, text.ids[: text.prompt_end], pair).read[pair] = text.target_ids
+        speaker = speakers[pair[0]]
+        text = speaker.lm.encode(speaker.prompt, pair[1])
+        _at(prompts, speaker, text.ids[: text.prompt_end], pair).read[pair] = text.target_ids
     for pair in dict.fromkeys(to_write):
-        prompt = _at(prompts, lm.encode(pair[0]).ids, pair)
+        own, words = speakers[pair[0]].lm, speakers[pair[0]].prompt
+        prompt = _at(prompts, speakers[pair[0]], own.encode(words).ids, pair)
         prompt.write[pair] = _room(lm, *pair)
-        prompt.guesses[pair] = [lm.encode(pair[0], text).ids[len(prompt.ids) :] for text in guesses(pair) if text]
+        prompt.guesses[pair] = [own.encode(words, text).ids[len(prompt.ids) :] for text in guesses(pair) if text]
     readings: dict[Pair, Reading] = {}
     texts: dict[Pair, str] = {}
-    stops = _Stops(lm) if to_write else None
-    # Prompts of like length share a batch, so that little of it is padding.
-    for batch in _batches(lm, sorted(prompts.values(), key=lambda prompt: len(prompt.ids))):
-        prefill = Prefill.of(lm, [prompt.ids for prompt in batch])
-        readings |= _readings(prefill, batch)
-        if stops:
-            texts |= _texts(prefill, batch, stops)
+    groups: dict[tuple[LanguageModel, Ids], list[_Prompt]] = defaultdict(list)
+    for prompt in prompts.values():
+        groups[prompt.lm, prompt.shared].append(prompt)
+    stops = {own: _Stops(own) for own, _ in groups} if to_write else {}
+    for (own, shared), group in groups.items():
+        # Prompts of like length share a batch, so that little of it is padding.
+        for batch in _batches(own, sorted(group, key=lambda prompt: len(prompt.ids))):
+            prefill = Prefill.of(own, [prompt.ids for prompt in batch], len(shared))
+            readings |= _readings(prefill, batch)
+            if stops:
+                texts |= _texts(prefill, batch, stops[own])
     return readings, texts
 
 
-def _at(prompts: dict[Ids, _Prompt], ids: Ids, pair: Pair) -> _Prompt:
+def _speakers(lm: LanguageModel, pairs: Sequence[Pair]) -> dict[str, Speaker]:
+    """Return what answers each prompt, with room behind it for all that is read or written there."""
+    room: dict[str, int] = {}
+    if lm.redirect is not None:
+        for prompt, target in pairs:
+            target_tokens = len(lm.encode(prompt, target).target_ids)
+            room[prompt] = max(room.get(prompt, 0), _room(lm, prompt, target), target_tokens)
+    prompts = list(dict.fromkeys(prompt for prompt, _ in pairs))
+    return dict(zip(prompts, lm.speakers(prompts, [room.get(prompt, 0) for prompt in prompts]), strict=True))
+
+
+def _at(prompts: dict[tuple[LanguageModel, Ids], _Prompt], speaker: Speaker, ids: Ids, pair: Pair) -> _Prompt:
     if not ids:
         raise TokenError(what="the prompt has no token of its own", where=repr(pair[0]), fix="give a longer prompt")
-    return prompts.setdefault(ids, _Prompt(ids))
+    lm = speaker.lm
+    if (lm, ids) not in prompts:
+        shared = lm.encode(speaker.shared).ids if speaker.shared else ()
+        # A token may straddle the border, and then there is nothing to share.
+        prompts[lm, ids] = _Prompt(lm, ids, shared if ids[: len(shared)] == shared else ())
+    return prompts[lm, ids]
 
 
 def _batches(lm: LanguageModel, prompts: Sequence[_Prompt]) -> Iterator[list[_Prompt]]:

@@ -13,7 +13,7 @@ from everedit.errors import ModelError, near_names
 from everedit.models.model import LanguageModel
 from everedit.models.packaged import ALIASES, packaged_folder
 
-__all__ = ["load_model", "pick_device", "pick_dtype"]
+__all__ = ["load_model", "pick_device", "pick_dtype", "quiet"]
 
 
 def load_model(
@@ -30,7 +30,7 @@ def load_model(
     place = pick_device(device)
     source = _source(str(name))
     try:
-        with _quiet():
+        with quiet():
             config = AutoConfig.from_pretrained(source)
             auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
             model = auto.from_pretrained(source, dtype=pick_dtype(dtype, place))
@@ -39,7 +39,7 @@ def load_model(
             what=f"cannot load the model: {_first_line(error)}", where=str(source), fix=_advice(str(name))
         ) from error
     try:
-        with _quiet():
+        with quiet():
             tokenizer = AutoTokenizer.from_pretrained(source)
     except Exception as error:
         raise ModelError(
@@ -115,7 +115,7 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
-class _quiet:
+class quiet:
     """Silence transformers' progress bars and notices while it loads, and put its settings back."""
 
     def __enter__(self) -> None:

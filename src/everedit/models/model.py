@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -24,18 +24,26 @@ from everedit.models.layout import Layout
 from everedit.models.packed import direct
 from everedit.models.tokens import Batch, Encoded, encode, pad
 
-__all__ = ["LanguageModel"]
+__all__ = ["LanguageModel", "Redirect", "Speaker"]
 
 _DEFAULT_CONTEXT = 1024
 
 
-@dataclass
+Redirect = Callable[[Sequence[str], Sequence[int]], "list[Speaker]"]
+
+
+@dataclass(eq=False)
 class LanguageModel:
-    """A transformers model in evaluation mode with frozen weights, its tokenizer and its :class:`Layout`."""
+    """A transformers model in evaluation mode with frozen weights, its tokenizer and its :class:`Layout`.
+
+    ``redirect(prompts, room)`` tells what answers each prompt instead of the model itself behind the prompt as it is,
+    where ``room`` tokens must fit behind it; it holds for :meth:`generate` and for all scoring.
+    """
 
     name: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    redirect: Redirect | None = None
 
     def __post_init__(self) -> None:
         self.model.eval().requires_grad_(False)
@@ -148,16 +156,27 @@ class LanguageModel:
         ``seed`` (0 if None); the process's own random state is not used. Rows end at the tokenizer's EOS or at any
         of ``stop_ids``.
         """
-        rows = [encode(self.tokenizer, prompt).ids or (self._start_id(),) for prompt in prompts]
-        new = self.generate_ids(
-            rows,
-            max_new_tokens=max_new_tokens,
-            stop_ids=stop_ids,
-            top_k=top_k,
-            seed=seed,
-            min_new_tokens=min_new_tokens,
-        )
-        return [str(self.tokenizer.decode(row, skip_special_tokens=True)) for row in new]
+        speakers = self.speakers(prompts, [max_new_tokens] * len(prompts))
+        texts = [""] * len(prompts)
+        for lm in dict.fromkeys(speaker.lm for speaker in speakers):
+            own = [index for index, speaker in enumerate(speakers) if speaker.lm is lm]
+            new = lm.generate_ids(
+                [encode(lm.tokenizer, speakers[index].prompt).ids or (lm._start_id(),) for index in own],
+                max_new_tokens=max_new_tokens,
+                stop_ids=stop_ids,
+                top_k=top_k,
+                seed=seed,
+                min_new_tokens=min_new_tokens,
+            )
+            for index, row in zip(own, new, strict=True):
+                texts[index] = str(lm.tokenizer.decode(row, skip_special_tokens=True))
+        return texts
+
+    def speakers(self, prompts: Sequence[str], room: Sequence[int]) -> list[Speaker]:
+        """Return what answers each prompt, with ``room`` tokens to come behind it."""
+        if self.redirect is None:
+            return [Speaker(self, prompt) for prompt in prompts]
+        return self.redirect(prompts, room)
 
     def _start_id(self) -> int:
         start = self.tokenizer.bos_token_id
@@ -223,6 +242,18 @@ class LanguageModel:
         with torch.no_grad(), capture(inputs=modules, rows=len(batch)) as seen, stopping_at(last, before=True):
             self.states(**batch.inputs())
         return seen
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """What answers a prompt: a model, behind a prompt that may have been rewritten.
+
+    ``shared`` is how the prompt begins, where others begin like it and that part had better run once for all of them.
+    """
+
+    lm: LanguageModel
+    prompt: str
+    shared: str = ""
 
 
 def _cut(row: list[int], ends: set[int]) -> list[int]:

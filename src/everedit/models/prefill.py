@@ -48,12 +48,20 @@ class Prefill:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, lm: LanguageModel, prompts: Sequence[Sequence[int]]) -> Prefill:
-        """Run prompts, rows of at least one id."""
-        batch, cache = lm.pad(prompts, side="left"), DynamicCache()
-        states = lm.states(**batch.inputs(), past_key_values=cache, use_cache=True)
+    def of(cls, lm: LanguageModel, prompts: Sequence[Sequence[int]], shared: int = 0) -> Prefill:
+        """Run prompts, rows of at least one id; the first ``shared`` ids, equal in all of them, run once."""
+        first = shared if len(prompts) > 1 and all(len(row) > shared for row in prompts) else 0
+        batch = lm.pad([row[first:] for row in prompts], side="left")
+        cache, mask = DynamicCache(), batch.mask
+        inputs = batch.inputs()
+        if first:
+            lm.states(**lm.pad([prompts[0][:first]]).inputs(), past_key_values=cache, use_cache=True)
+            cache.batch_repeat_interleave(len(prompts))
+            mask = torch.cat([mask.new_ones(len(prompts), first), mask], dim=1)
+            inputs |= {"attention_mask": mask, "position_ids": batch.positions + first}
+        states = lm.states(**inputs, past_key_values=cache, use_cache=True)
         past = [(part.keys, part.values) for part in cache.layers]
-        return cls(lm, past, batch.mask, states[:, -1].clone(), dict(decisions_of(cache)))
+        return cls(lm, past, mask, states[:, -1].clone(), dict(decisions_of(cache)))
 
     def _cache_of(self, prompts: Tensor) -> DynamicCache:
         decisions = {who: rows[prompts] for who, rows in self.decisions.items()}

