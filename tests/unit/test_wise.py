@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pytest
@@ -44,35 +45,15 @@ def states(lm: LanguageModel, text: str) -> Tensor:
     return lm.states(**lm.pad([lm.encode(text).ids]).inputs())
 
 
-def through_layer(lm: LanguageModel, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """What enters the layer's down projection and what comes out of it, (tokens, …)."""
-    module, batch = lm.layout.mlp_out(LAYER), lm.pad([ids])
-    keys = lm.inputs_of({"key": module}, batch)["key"].view(-1, WIDTH)
-    return keys, module(keys)
-
-
 def score_by_hand(lm: LanguageModel, ids: Sequence[int], change: Tensor) -> Tensor:
     """The mean over tokens of ||phi(W' a) - phi(W a)||, token by token."""
-    act, parts = lm.layout.activation, []
-    for key, output in zip(*through_layer(lm, ids), strict=True):
-        parts.append((act(output + change @ key) - act(output)).norm())
-    return torch.stack(parts).mean()
+    module, act = lm.layout.mlp_out(LAYER), lm.layout.activation
+    keys = lm.inputs_of({"key": module}, lm.pad([ids]))["key"].view(-1, WIDTH)
+    return torch.stack([(act(module(key) + change @ key) - act(module(key))).norm() for key in keys]).mean()
 
 
-def margins_by_hand(inside: Sequence[float], outside: float, margins: Sequence[float]) -> float:
-    alpha, beta, gamma = margins
-    brackets = [[outside - alpha], [beta - x for x in inside], [gamma - (x - outside) for x in inside]]
-    kept = [[value for value in bracket if value > 0] for bracket in brackets]
-    return sum(sum(values) / len(values) for values in kept if values)
-
-
-def memory_of(editor: Editor) -> SideMemory:
-    memory = editor.method.memory(editor.bench, editor.state().method)
-    assert isinstance(memory, SideMemory)
-    return memory
-
-
-# --------------------------------------------------------------------------- pieces
+def memory_of(editor: Editor) -> Any:
+    return editor.method.memory(editor.bench, editor.state().method)
 
 
 def test_margin_loss_on_scores_worked_by_hand() -> None:
@@ -82,18 +63,10 @@ def test_margin_loss_on_scores_worked_by_hand() -> None:
     assert margin_loss(torch.tensor([12.0]), torch.tensor(4.0), margins).item() == 0 + 8 + 2
     # Each bracket is the mean of its positive entries alone.
     assert margin_loss(torch.tensor([18.0, 16.0, 30.0]), torch.tensor(7.0), margins).item() == 2 + 3 + 1
-    random = torch.Generator().manual_seed(3)
-    for scale in (1.0, 10.0, 40.0):
-        inside, outside = torch.rand(6, generator=random) * scale, torch.rand((), generator=random) * scale
-        expected = margins_by_hand(inside.tolist(), outside.item(), margins)
-        assert margin_loss(inside, outside, margins).item() == pytest.approx(expected, rel=1e-5)
-        assert expected > 0
-
-
-def test_the_margin_loss_pulls_a_low_score_up_and_a_high_one_down() -> None:
+    # What is too low is pulled up, what is too high down, and what is far enough stays.
     inside, outside = torch.tensor([18.0, 40.0], requires_grad=True), torch.tensor(6.0, requires_grad=True)
-    margin_loss(inside, outside, (5.0, 20.0, 10.0)).backward()
-    assert (inside.grad.tolist(), outside.grad.item()) == ([-1.0, 0.0], 1.0)
+    margin_loss(inside, outside, margins).backward()
+    assert (inside.grad.tolist(), outside.grad) == ([-1.0, 0.0], 1.0)
 
 
 def test_the_score_is_the_mean_over_real_tokens_and_the_maximum_of_long_texts() -> None:
@@ -102,12 +75,9 @@ def test_the_score_is_the_mean_over_real_tokens_and_the_maximum_of_long_texts() 
     real = torch.zeros(3, 130, dtype=torch.bool)
     real[0, 3:10], real[1, :100], real[2, 29:] = True, True, True  # 7, 100 and 101 tokens
     found = shift_of_activations(torch.zeros(3, 130, 2), outputs, added, F.silu, real).tolist()
-    for row, combine in enumerate((lambda x: sum(x) / len(x), lambda x: sum(x) / len(x), max)):
-        moved = [
-            math.dist(F.silu(outputs[row, at] + added[row, at]).tolist(), F.silu(outputs[row, at]).tolist())
-            for at in real[row].nonzero()[:, 0].tolist()
-        ]
-        assert found[row] == pytest.approx(combine(moved), rel=1e-5)
+    for row, combine in enumerate((mean, mean, max)):
+        old, new = (F.silu(values[row, real[row]]).tolist() for values in (outputs, outputs + added))
+        assert found[row] == pytest.approx(combine(list(map(math.dist, old, new))), rel=1e-5)
 
 
 def ties_by_hand(changes: list[list[float]], kept: float, weights: Sequence[float]) -> list[float]:
@@ -117,17 +87,17 @@ def ties_by_hand(changes: list[list[float]], kept: float, weights: Sequence[floa
         trimmed.append([value if abs(value) >= limit else 0.0 for value in change])
     merged = []
     for entry in zip(*trimmed, strict=True):
-        sign = 1 if sum(w * value for w, value in zip(weights, entry, strict=True)) >= 0 else -1
-        agreeing = [(w, value) for w, value in zip(weights, entry, strict=True) if value * sign > 0]
-        total = sum(w for w, _ in agreeing)
-        merged.append(sum(w * value for w, value in agreeing) / total if agreeing else 0.0)
+        pairs = list(zip(weights, entry, strict=True))
+        sign = 1 if sum(w * value for w, value in pairs) >= 0 else -1
+        agreeing = [(w, value) for w, value in pairs if value * sign > 0]
+        merged.append(sum(w * value for w, value in agreeing) / (sum(w for w, _ in agreeing) or 1.0))
     return merged
 
 
 def test_ties_on_vectors_worked_by_hand() -> None:
     changes = torch.tensor([[3.0, -1.0, 0.0], [-1.0, -2.0, 4.0]])
     assert ties_merge(changes, 1.0).tolist() == [3.0, -1.5, 4.0]
-    # Of each the two largest: the first loses its -1 too, and -1 of the second goes.
+    # Of each the two largest stay.
     assert ties_merge(torch.tensor([[3.0, -1.0, 2.0], [-1.0, -2.0, 4.0]]), 2 / 3).tolist() == [3.0, -2.0, 3.0]
     # A sum of zero counts as plus.
     assert ties_merge(torch.tensor([[2.0], [-2.0]]), 1.0).tolist() == [2.0]
@@ -149,25 +119,19 @@ def test_the_memory_that_moves_a_text_most_of_those_above_their_own_limit_answer
     random = torch.Generator().manual_seed(5)
     key, value = torch.randn(40, 3, 6, generator=random), torch.randn(40, 3, 4, generator=random)
     changes, real = torch.randn(3, 4, 6, generator=random), torch.ones(40, 3, dtype=torch.bool)
-    limits = torch.tensor([2.2, 2.6, 3.0])
+    limits = torch.tensor([3.0, 1.6, 2.5])
     memory = SideMemory(LAYER, changes, limits, F.gelu, hold=True)
     scores, found = memory.scores(key, value, real).tolist(), memory.chosen(key, value, real).tolist()
-    expected = [
-        max((n for n in range(3) if row[n] > limits[n]), key=lambda n, row=row: row[n], default=-1) for row in scores
-    ]
-    assert found == expected
+    above = [[(score, n) for n, score in enumerate(row) if score > limits[n]] for row in scores]
+    assert found == [max(row)[1] if row else -1 for row in above]
     assert set(found) == {-1, 0, 1, 2}
     assert any(answer not in (-1, row.index(max(row))) for answer, row in zip(found, scores, strict=True))
 
 
-def test_an_irrelevant_text_is_not_part_of_the_prompt() -> None:
+@pytest.mark.parametrize(("number", "answer"), [(0, "fire is hot"), (1, "ice is cold"), (3, "fire is hot")])
+def test_an_irrelevant_text_is_not_part_of_the_prompt(number: int, answer: str) -> None:
     edit = Edit(prompt="As all know, water is wet and so on", target_new="x")
-    assert pick(["fire is hot", "water is wet", "ice is cold"], 0, edit) == "fire is hot"
-    assert pick(["fire is hot", "water is wet", "ice is cold"], 1, edit) == "ice is cold"
-    assert pick(["fire is hot", "water is wet", "ice is cold"], 3, edit) == "fire is hot"
-
-
-# --------------------------------------------------------------------------- training
+    assert pick(["fire is hot", "water is wet", "ice is cold"], number, edit) == answer
 
 
 @dataclass
@@ -179,40 +143,34 @@ class ByHand:
     texts: Sequence[Encoded]
     scored: Sequence[Sequence[int]]
     other: Sequence[int]
-    decay: float = 0.0
-    box: float = 1.0
 
     def loss(self, change: Tensor) -> Tensor:
-        parts = []
+        fitting = torch.zeros(())
         for text in self.texts:
             with changed_output(self.lm.layout.mlp_out(LAYER), lambda key, out: out + F.linear(key, change)):
                 logits = self.lm.model(torch.tensor([text.ids]), use_cache=False).logits[0, text.prompt_end - 1 : -1]
-            parts.append(F.cross_entropy(logits, torch.tensor(text.target_ids)))
-        alpha, beta, gamma = USUAL["margins"]
+            fitting = fitting + F.cross_entropy(logits, torch.tensor(text.target_ids)) / len(self.texts)
         inside, outside = self.scores(change), score_by_hand(self.lm, self.other, change)
-        total = torch.stack(parts).mean() + F.relu(outside - alpha)
-        for bracket in (beta - inside, gamma - (inside - outside)):
-            total = total + (bracket[bracket > 0].mean() if bool((bracket > 0).any()) else 0.0)
-        return total
+        brackets = (outside[None] - 0.1, 0.5 - inside, 0.3 - (inside - outside))
+        return fitting + sum(part[part > 0].mean() for part in brackets if bool((part > 0).any()))
 
     def scores(self, change: Tensor) -> Tensor:
         return torch.stack([score_by_hand(self.lm, ids, change) for ids in self.scored])
 
-    def way(self, steps: int, lr: float = 0.5) -> tuple[list[Tensor], list[float]]:
-        """The change before the first and after each step, and the loss at each."""
+    def way(self, decay: float, box: float) -> tuple[list[Tensor], list[float]]:
+        """The change before and after each of three steps, and the losses there."""
         found, seen = [torch.zeros(HIDDEN, WIDTH)], []
-        for _ in range(steps + 1):
+        for _ in range(4):
             change = found[-1].clone().requires_grad_()
             loss = self.loss(change)
             (gradient,) = torch.autograd.grad(loss, [change])
-            step = self.mask * (gradient + self.decay * found[-1])
-            found.append((found[-1] - lr * step).clamp(-self.box, self.box))
+            found.append((found[-1] - 0.5 * self.mask * (gradient + decay * found[-1])).clamp(-box, box))
             seen.append(loss.item())
-        return found[:-1], seen
+        return found[:4], seen
 
 
 CASES = [("gpt2", {}), ("opt", {"weight_decay": 0.3}), ("llama", {"contexts": ((6, 2),)}),
-         ("gemma3_text", {"routing": "call"}), ("gpt2", {"box": 0.01})]  # fmt: skip
+         ("gemma3_text", {"routing": "call"}), ("gpt2", {"box": 0.03})]  # fmt: skip
 
 
 @pytest.mark.parametrize(("family", "settings"), CASES)
@@ -223,32 +181,26 @@ def test_an_edit_follows_masked_gradient_descent_until_the_loss_stands_still(
     editor = editor_of(lm, corpus_path, **settings)
     texts = [lm.encode(edit.prompt, edit.target_new, prefix=prefix) for prefix in editor.method.prefixes(editor.bench)]
     assert len(texts) == (3 if "contexts" in settings else 1)
+    scored = [text.ids if "routing" in settings else text.ids[: text.prompt_end] for text in texts]
     probe = load_edits("worldfacts").edits[0].locality[0]
-    other = lm.encode(probe.prompt, probe.answer).ids
     mask = editor.method.fit(editor.bench, [edit], State())[1].tensors["mask"]
-    whole = "routing" in settings
-    scored = [text.ids if whole else text.ids[: text.prompt_end] for text in texts]
-    hand = ByHand(lm, mask, texts, scored, other, settings.get("weight_decay", 0.0), settings.get("box", 1.0))
-    changes, seen = hand.way(3)
+    hand = ByHand(lm, mask, texts, scored, lm.encode(probe.prompt, probe.answer).ids)
+    changes, seen = hand.way(settings.get("weight_decay", 0.0), settings.get("box", 1.0))
     assert seen[3] + 2e-3 < min(seen[:3])
     # The loss stands still by decree, so that training ends once it is below stop_loss.
-    stopping = editor_of(lm, corpus_path, stop_loss=seen[3] + 1e-3, stop_change=1e9, **{**settings, "steps": 50})
-    patch, state = stopping.method.fit(stopping.bench, [edit], State())
-    found = state.tensors["filling"]
-    assert (found - changes[3]).norm() < 1e-2 * changes[3].norm() > 0
-    assert (changes[3] - changes[2]).norm() > 0.05 * changes[3].norm()
+    editor = editor_of(lm, corpus_path, stop_loss=seen[3] + 1e-3, stop_change=1e9, **{**settings, "steps": 50})
+    patch, state = editor.method.fit(editor.bench, [edit], State())
+    found = patch.memory["wise"]
+    assert (found - changes[3]).norm() < 1e-2 * changes[3].norm() < 0.2 * (changes[3] - changes[2]).norm()
+    assert "box" not in settings or float(found.abs().max()) == pytest.approx(0.03, abs=1e-6)
     assert state.values["threshold"] == pytest.approx(hand.scores(changes[3]).mean().item(), rel=1e-2)
-    assert torch.equal(patch.memory["wise"], found)
-    assert state.values["edits"] == 1
 
 
 def test_one_step_is_a_step(corpus_path: Path) -> None:
     # Fails: the last of the steps makes none; with steps=1 nothing is written, and the editor cannot go on.
-    lm, edit = fresh("gpt2"), EDITS[0]
-    editor = editor_of(lm, corpus_path, steps=1)
-    _, state = editor.method.fit(editor.bench, [edit], State())
-    assert state.tensors["filling"].abs().sum() > 0
-    editor.edit(edit, score=False)
+    editor = editor_of("gpt2", corpus_path, steps=1)
+    assert editor.method.fit(editor.bench, EDITS[:1], State())[1].tensors["filling"].abs().sum() > 0
+    editor.edit(EDITS[0], score=False)
     assert len(memory_of(editor).changes) == 1
 
 
@@ -258,14 +210,12 @@ def test_only_entries_of_the_mask_change_and_none_by_more_than_the_box(corpus_pa
     weight = lm.layout.mlp_out(LAYER).weight.requires_grad_()
     for edit in EDITS:
         editor.edit(edit, score=False)
-        tensors = editor.state().method.tensors
-        change, mask = tensors["filling"], tensors["mask"]
+        change, mask = (editor.state().method.tensors[name] for name in ("filling", "mask"))
         assert not bool(change[~mask].any())
         assert float(change.abs().max()) == pytest.approx(0.01, abs=1e-6)
         assert int((change != 0).sum()) > 0.5 * int(mask.sum())
-    # The main memory has not moved, nor did any gradient reach it.
     assert same_bits(lm, before)
-    assert weight.grad is None
+    assert weight.grad is None  # of the main memory
 
 
 def test_masks_of_shards_are_independent_and_of_the_given_density(corpus_path: Path) -> None:
@@ -275,20 +225,13 @@ def test_masks_of_shards_are_independent_and_of_the_given_density(corpus_path: P
         _, state = editor.method.fit(editor.bench, [edit], state)
         found.append(state.tensors["mask"].double())
     assert [torch.equal(*pair) for pair in pairwise(found)] == [True, False] * 3 + [True]
-    shards, n = found[::2], HIDDEN * WIDTH
     for k in (1, 2, 3, 4):
-        chance = 0.3**k
-        overlap = torch.stack(shards[:k]).prod(0).mean().item()
-        assert overlap == pytest.approx(chance, abs=3 * (chance * (1 - chance) / n) ** 0.5)
-
-
-# --------------------------------------------------------------------------- a stream
+        chance, overlap = 0.3**k, torch.stack(found[::2][:k]).prod(0)
+        assert overlap.mean().item() == pytest.approx(chance, abs=3 * (chance * (1 - chance) / overlap.numel()) ** 0.5)
 
 
 @pytest.mark.parametrize("contexts", [(), ((6, 2),)])
-def test_the_threshold_is_the_smallest_score_that_an_edit_had_when_it_was_made(
-    contexts: Any, corpus_path: Path
-) -> None:
+def test_the_threshold_is_the_smallest_score_that_an_edit_had_when_made(contexts: Any, corpus_path: Path) -> None:
     editor = editor_of("llama", corpus_path, contexts=contexts, steps=6, shard_edits=10)
     lm, thresholds, scores = editor.lm, [], []
     for edit in EDITS:
@@ -297,11 +240,9 @@ def test_the_threshold_is_the_smallest_score_that_an_edit_had_when_it_was_made(
         change = memory_of(editor).changes[0]
         with editor.unedited():
             rows = [lm.encode(prefix + edit.prompt).ids for prefix in editor.method.prefixes(editor.bench)]
-            scores.append(torch.stack([score_by_hand(lm, ids, change) for ids in rows]).mean().item())
+            scores.append(mean(score_by_hand(lm, ids, change).item() for ids in rows))
         assert thresholds[-1] == pytest.approx(min(scores), rel=1e-3)
-        # What is asked for is a share of the threshold, so that each prompt finds the memory when it is recorded.
         assert memory_of(editor).limits.item() == pytest.approx(0.88 * thresholds[-1])
-        assert scores[-1] > memory_of(editor).limits.item() > 0
     assert thresholds == sorted(thresholds, reverse=True)
     assert scores != sorted(scores, reverse=True)
 
@@ -319,7 +260,6 @@ def test_full_shards_wait_are_merged_by_ties_and_a_new_one_begins(memories: str,
         assert not bool(kept[-1].tensors["filling"].any())
         assert kept[-1].values["threshold"] == math.inf
     assert [len(state.tensors["full"]) for state in kept] == [1, 0, 1, 0]
-    assert [len(state.tensors["done"]) for state in kept] == [0, 1, 1, 1 if memories == "merge" else 2]
     assert torch.equal(kept[2].tensors["full"][0], changes[2])
     first = ties_merge(torch.stack(changes[:2]), 0.1)
     assert torch.equal(kept[1].tensors["done"][0], first)
@@ -331,18 +271,17 @@ def test_full_shards_wait_are_merged_by_ties_and_a_new_one_begins(memories: str,
     else:
         assert torch.equal(done, torch.stack([first, ties_merge(torch.stack(changes[2:]), 0.1)]))
         assert limits == pytest.approx([min(scores[:2]), min(scores[2:])], rel=1e-3)
-    memory = memory_of(editor)
-    assert torch.equal(memory.changes, done)
-    assert memory.limits.tolist() == pytest.approx([0.88 * limit for limit in limits])
+    assert torch.equal(memory_of(editor).changes, done)
+    assert memory_of(editor).limits.tolist() == pytest.approx([0.88 * limit for limit in limits])
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "gemma3_text"])
 def test_a_limit_of_infinity_gives_the_model_and_of_minus_one_the_side_memory(family: str, corpus_path: Path) -> None:
     editor = editor_of(family, corpus_path)
     text = f"{EDITS[0].prompt} Lisbon"
-    base = states(editor.lm, text)
     editor.prepare()
-    assert hooks_left(editor.lm) == []
+    base = states(editor.lm, text)
+    assert torch.equal(base, states(shared(family), text))
     editor.edit(EDITS[0], score=False)
     memory = memory_of(editor)
     editor.reset()

@@ -7,7 +7,7 @@ import os
 import typer
 
 from everedit._version import __version__
-from everedit.cli import data, demo, edit, methods, models, report, rollback, run, stats, trace
+from everedit.cli import data, demo, edit, methods, models, report, rollback, run, stats, trace, train
 from everedit.cli.console import terminal
 
 __all__ = ["app", "main"]
@@ -40,6 +40,7 @@ app.command("run")(run.run)
 app.command("report")(report.report)
 app.command("rollback")(rollback.rollback)
 app.command("trace")(trace.trace)
+app.command("train")(train.train)
 app.add_typer(models.app, name="models")
 app.add_typer(methods.methods_app, name="methods")
 app.add_typer(methods.policies_app, name="policies")

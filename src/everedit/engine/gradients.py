@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from everedit.models import LanguageModel
 from everedit.models.tokens import Encoded
 
-__all__ = ["module_gradients"]
+__all__ = ["module_gradients", "recorded_gradients"]
 
 
 def module_gradients(
@@ -30,21 +30,34 @@ def module_gradients(
         [(row, position - 1) for row, text in enumerate(texts) for position in range(*text.target)], device=lm.device
     )
     labels = torch.tensor([token for text in texts for token in text.target_ids], device=lm.device)
-    with torch.enable_grad(), _recorded(modules, len(texts)) as (inputs, outputs):
+
+    def loss() -> Tensor:
         states = lm.states(**batch.inputs())
-        loss = F.cross_entropy(lm.logits(states[places[:, 0], places[:, 1]]), labels)
-    gradients = torch.autograd.grad(loss, list(outputs.values()))
+        return F.cross_entropy(lm.logits(states[places[:, 0], places[:, 1]]), labels)
+
     chosen = batch.mask.bool() if positions == "all" else None
 
     def rows(tensor: Tensor) -> Tensor:
-        whole = tensor.detach().view(len(texts), -1, tensor.shape[-1])
+        whole = tensor.view(len(texts), -1, tensor.shape[-1])
         return (whole[places[:, 0], places[:, 1]] if chosen is None else whole[chosen]).float()
 
-    return {name: (rows(inputs[name]), rows(gradient)) for name, gradient in zip(outputs, gradients, strict=True)}
+    return {name: (rows(x), rows(gradient)) for name, (x, gradient) in recorded_gradients(loss, modules).items()}
+
+
+def recorded_gradients(
+    loss: Callable[[], Tensor], modules: Mapping[str, nn.Module]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return, by name, each module's inputs (…, d_in) in one forward pass and the gradients (…, d_out) of ``loss()`` by
+    its outputs.
+    """
+    with torch.enable_grad(), _recorded(modules) as (inputs, outputs):
+        value = loss()
+    gradients = torch.autograd.grad(value, list(outputs.values()))
+    return {name: (inputs[name], gradient.detach()) for name, gradient in zip(outputs, gradients, strict=True)}
 
 
 @contextmanager
-def _recorded(modules: Mapping[str, nn.Module], rows: int) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+def _recorded(modules: Mapping[str, nn.Module]) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
     """Collect inputs and outputs; where no gradient would flow yet, it begins at the output."""
     inputs: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}

@@ -2,9 +2,9 @@
 
 from everedit.experiments.config import RunConfig, StatsConfig
 from everedit.experiments.plan import Plan, make_plan
-from everedit.experiments.reporter import Reporter
 from everedit.experiments.rollback import rollback_run
 from everedit.experiments.run import resume, start
+from everedit.reporting import Reporter
 
 __all__ = [
     "Plan",

@@ -22,10 +22,10 @@ from everedit.errors import EditError, EvereditError, RunFolderError
 from everedit.evaluation.metrics import mean
 from everedit.evaluation.read import read
 from everedit.experiments.config import RunConfig
-from everedit.experiments.reporter import Reporter, Silent
 from everedit.experiments.run import make_editor
 from everedit.methods import method_class
 from everedit.models import load_model
+from everedit.reporting import Reporter, Silent
 
 __all__ = ["Toxicity", "known_facts", "rollback", "rollback_run", "toxicity"]
 

@@ -23,10 +23,10 @@ from everedit.evaluation import Baseline, EditScores, Evaluator
 from everedit.evaluation.evaluate import average
 from everedit.experiments.config import RunConfig
 from everedit.experiments.folder import RunFolder
-from everedit.experiments.reporter import Reporter, Silent
 from everedit.experiments.summary import summarise
 from everedit.models import LanguageModel, load_model
 from everedit.models.memory import peak_memory_mb, resident_mb
+from everedit.reporting import Reporter, Silent
 
 __all__ = ["make_editor", "resume", "start"]
 
