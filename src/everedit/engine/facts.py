@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,19 +18,19 @@ __all__ = ["Facts"]
 @dataclass(frozen=True)
 class Facts:
     """n facts: the UTF-8 ``text`` of all prompts and targets in a line, where each part ``ends`` (2 n,), and the
-    embeddings (n, d). Of two facts behind one prompt the newer one stands.
+    embeddings (n, d). ``prompts`` (n,) tells prompts from each other: of two facts behind one prompt the newer stands.
     """
 
     text: Tensor
     ends: Tensor
     embeddings: Tensor
+    prompts: Tensor
 
     @classmethod
     def none(cls, width: int, device: torch.device) -> Facts:
         """Return no facts."""
-        return cls(
-            torch.zeros(0, dtype=torch.uint8), torch.zeros(0, dtype=torch.long), torch.zeros(0, width).to(device)
-        )
+        text, ends = torch.zeros(0, dtype=torch.uint8), torch.zeros(0, dtype=torch.long)
+        return cls(text, ends, torch.zeros(0, width, device=device), torch.zeros(0, dtype=torch.long))
 
     @classmethod
     def of(cls, state: State) -> Facts | None:
@@ -37,11 +38,13 @@ class Facts:
         tensors = state.tensors
         if "facts.text" not in tensors:
             return None
-        return cls(tensors["facts.text"].cpu(), tensors["facts.ends"].cpu(), tensors["facts.embeddings"])
+        text, ends, prompts = (tensors[f"facts.{name}"].cpu() for name in ("text", "ends", "prompts"))
+        return cls(text, ends, tensors["facts.embeddings"], prompts)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the parts by name, for a state."""
-        return {"facts.text": self.text, "facts.ends": self.ends, "facts.embeddings": self.embeddings}
+        parts = {"text": self.text, "ends": self.ends, "embeddings": self.embeddings, "prompts": self.prompts}
+        return {f"facts.{name}": tensor for name, tensor in parts.items()}
 
     def __len__(self) -> int:
         return len(self.embeddings)
@@ -53,24 +56,42 @@ class Facts:
         return _decoded(self.text[start:middle]), _decoded(self.text[middle:end])
 
     def plus(self, edits: Sequence[Edit], embeddings: Tensor) -> Facts:
-        """Return these facts and those of ``edits``, whose prompts have ``embeddings`` (edits, d)."""
-        parts = [part.encode() for edit in edits for part in (edit.prompt, edit.target_new)]
-        begun = int(self.ends[-1]) if len(self.ends) else 0
+        """Return these facts and those of ``edits``, which have ``embeddings`` (edits, d)."""
+        last = {_number(edit.prompt): place for place, edit in enumerate(edits)}
+        places = sorted(last.values())
+        prompts = torch.tensor([_number(edits[place].prompt) for place in places], dtype=torch.long)
+        old = self._only(~torch.isin(self.prompts, prompts))
+        parts = [part.encode() for place in places for part in (edits[place].prompt, edits[place].target_new)]
+        begun = int(old.ends[-1]) if len(old.ends) else 0
         ends = begun + torch.tensor([len(part) for part in parts], dtype=torch.long).cumsum(0)
         fresh = torch.frombuffer(bytearray(b"".join(parts)), dtype=torch.uint8)
         # The device of the embeddings is where queries are compared.
-        known = torch.cat([self.embeddings, embeddings.to(self.embeddings.device)])
-        return Facts(torch.cat([self.text, fresh]), torch.cat([self.ends, ends]), known)
+        known = torch.cat([old.embeddings, embeddings[places].to(old.embeddings.device)])
+        return Facts(
+            torch.cat([old.text, fresh]), torch.cat([old.ends, ends]), known, torch.cat([old.prompts, prompts])
+        )
+
+    def _only(self, stays: Tensor) -> Facts:
+        """Return the facts (n,) that stay."""
+        if bool(stays.all()):
+            return self
+        lengths = torch.diff(self.ends, prepend=self.ends.new_zeros(1))
+        both = stays.repeat_interleave(2)
+        text = self.text[both.repeat_interleave(lengths)]
+        return Facts(
+            text, lengths[both].cumsum(0), self.embeddings[stays.to(self.embeddings.device)], self.prompts[stays]
+        )
 
     def nearest(self, queries: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the largest cosine and the number of its fact, (n,) each, for embedded ``queries`` (n, d).
+        """Return the largest product and the number of its fact, (n,) each, for embedded ``queries`` (n, d)."""
+        found = (queries.to(self.embeddings) @ self.embeddings.T).max(1)
+        return found.values, found.indices
 
-        Of facts at one distance it is the newest.
-        """
-        # Two embeddings of one text may differ in their last bits.
-        cosines = (queries.to(self.embeddings) @ self.embeddings.T).mul(1e6).round()
-        found = cosines.flip(1).max(1)
-        return found.values / 1e6, len(self) - 1 - found.indices
+
+def _number(prompt: str) -> int:
+    """Return a number of 63 bits for a prompt, its case and white space left out."""
+    words = " ".join(prompt.casefold().split())
+    return int.from_bytes(hashlib.sha256(words.encode()).digest()[:8], "big") >> 1
 
 
 def _decoded(text: Tensor) -> str:

@@ -44,6 +44,10 @@ class Learner(nn.Module, ABC):
 
         return torch.optim.Adam(self.groups(), foreach=False)
 
+    def rate(self, step: int) -> float:
+        """Return what the groups' learning rates are multiplied by in a pass, counted from 1."""
+        return 1.0
+
     def after_step(self) -> None:
         """Put back into its bounds what has any; called after each step of the optimiser."""
 

@@ -184,10 +184,13 @@ def changed_weights(lm: LanguageModel, changes: Mapping[str, LowRank]) -> Iterat
         yield
 
 
-def kl_to_base(tail: Tail, base: Tensor) -> Tensor:
-    """Return KL(p_base || p_now), the mean over all real places of the texts; ``base`` are log-probabilities there."""
+def kl_to_base(tail: Tail, base: Tensor) -> tuple[Tensor, float]:
+    """Return KL(p_base || p_now), the mean over all real places of the texts, and the share of these where the first
+    choice is the same; ``base`` are the log-probabilities there.
+    """
     now = tail.lm.logits(tail.states()[tail.batch.mask.bool()]).log_softmax(-1)
-    return F.kl_div(now, base, reduction="batchmean", log_target=True)
+    same = (now.argmax(-1) == base.argmax(-1)).float().mean()
+    return F.kl_div(now, base, reduction="batchmean", log_target=True), float(same)
 
 
 @torch.no_grad()

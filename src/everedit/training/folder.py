@@ -98,8 +98,7 @@ class TrainFolder:
                     tensors[f"opt|{number}|{name}"] = value
                 else:
                     plain[f"{number}|{name}"] = value
-        rates = [group["lr"] for group in optimiser.param_groups]
-        save_tensors(self.path / _PROGRESS, tensors, {**values, "optimiser": plain, "rates": rates})
+        save_tensors(self.path / _PROGRESS, tensors, {**values, "optimiser": plain})
 
     def load_progress(self, learner: Learner, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
         """Put networks and optimiser back where they were, and return the values saved with them; {} if none were."""
@@ -117,8 +116,6 @@ class TrainFolder:
         for key, value in values.pop("optimiser").items():
             number, name = key.split("|")
             state.setdefault(int(number), {})[name] = value
-        for group, rate in zip(whole["param_groups"], values.pop("rates"), strict=True):
-            group["lr"] = rate
         optimiser.load_state_dict({**whole, "state": state})
         return values
 

@@ -63,6 +63,7 @@ class Trainer:
     best: float = float("inf")
     best_step: int = 0
     running: Figures = field(default_factory=dict)
+    rates: list[float] = field(default_factory=list)
 
     @classmethod
     def of(cls, config: TrainConfig, reporter: Reporter) -> Trainer:
@@ -106,6 +107,7 @@ class Trainer:
         assert config.patience is not None
         accelerator = _accelerator(self.editor.lm.device)
         optimiser = learner.optimiser()
+        self.rates = [group["lr"] for group in optimiser.param_groups]
         done = self._go_back(folder, optimiser)
         network, prepared = accelerator.prepare(learner, optimiser)
         self.reporter.stage(f"training {config.method}", config.steps)
@@ -142,6 +144,8 @@ class Trainer:
         if step % (config.accumulation or 1) == 0:
             if config.clip is not None:
                 accelerator.clip_grad_norm_(self.learner.parameters(), config.clip)
+            for group, rate in zip(optimiser.param_groups, self.rates, strict=True):
+                group["lr"] = rate * self.learner.rate(step)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
             self.learner.after_step()
