@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -80,9 +81,15 @@ class Editor:
         *,
         device: Any = None,
         dtype: Any = None,
+        checkpoint: str | Path | None = None,
         **options: Any,
     ) -> Editor:
-        """Load ``model`` (alias, folder or hub id) and return an editor for it; ``options`` as in the constructor."""
+        """Load ``model`` (alias, folder or hub id) and return an editor for it; ``options`` as in the constructor.
+
+        ``checkpoint`` is the folder that ``everedit train`` wrote, for a method that is trained first.
+        """
+        if checkpoint is not None:
+            options["method_settings"] = {"checkpoint": checkpoint, **(options.get("method_settings") or {})}
         # A misspelt name should not cost the loading of a model.
         method_class(method)
         make_policy(policy, options.get("policy_settings") or {})

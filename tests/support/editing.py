@@ -13,6 +13,7 @@ from everedit.methods import method_class
 from everedit.models import LanguageModel
 from tests.support import facts
 from tests.support.loading import fresh
+from tests.support.training import TRAINED, checkpoint
 
 _TARGET: dict[str, Any] = {"steps": 30, "weight_decay": 0.0, "clamp": 10.0, "kl": 0.0, "stop_loss": 0.02}
 _SHARED = {"target": _TARGET, "contexts": [[6, 2]]}
@@ -34,9 +35,19 @@ METHOD_SETTINGS: dict[str, dict[str, Any]] = {
     "grace": {"layer": 1, "steps": 80, "lr": 0.2},
     "memoir": {"layer": 2, "steps": 80, "contexts": [[6, 2]], "background": 20},
     "wise": {"layer": 2, "steps": 80, "lr": 1.0, "contexts": [[6, 2]], "margins": (0.1, 0.5, 0.3)},
+    "t-patcher": {"memory": 400, "silence": 1.0, "first_check": 60},
+    "calinet": {"layer": 2, "slots": 16, "steps": 200, "contexts": [[6, 2]]},
+    "ike": {"k": 2},
     "ultraedit": {"modules": {"mlp_out": (1, 2)}, "eta": 0.0025, "positions": "all", "ridge": 0.01},
 }
 """Settings that suit four narrow layers; a method that is not named here runs with its own defaults."""
+
+_DECODED_ONCE: dict[str, Any] = {"layers": (2,), "lr": 3e-3, "steps": 40}
+FAMILY_SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
+    # Its decoder has fewer layers, and reads a whole prompt at one place.
+    "t5": {"ft": _DECODED_ONCE, "ft-l": {**_DECODED_ONCE, "box": 0.2}, "ft-m": _DECODED_ONCE},
+}
+"""What differs by family."""
 
 ONE_STEP = {"kn", "pmet", "ultraedit"}
 """Methods that step toward a target and need not reach it: PMET leaves out what its second vector carried."""
@@ -72,9 +83,15 @@ def make_editor(
     lm: LanguageModel | str, corpus: Path, method: str = "memit", policy: str = "accumulate", **options: Any
 ) -> Editor:
     """Return an editor with this page's settings for the method, of a model or of a family's tiny one."""
-    settings = METHOD_SETTINGS.get(method_class(method).name, {})
-    given = {"method_settings": settings, "corpus": Corpus(corpus, 4096, 64), **options}
-    return Editor(fresh(lm) if isinstance(lm, str) else lm, method, policy, **given)
+    name = method_class(method).name
+    lm = fresh(lm) if isinstance(lm, str) else lm
+    settings = FAMILY_SETTINGS.get(lm.layout.family.name, {}).get(name, METHOD_SETTINGS.get(name, {}))
+    if name in TRAINED:
+        taught = [home_town(person, locality=probes()) for person in (0, 10)]
+        folder = corpus.parent / f"{name}-{lm.fingerprint[:12]}"
+        made = folder if (folder / "card.json").exists() else checkpoint(lm, name, taught, folder)
+        options["method_settings"] = {**TRAINED[name], "checkpoint": made, **options.get("method_settings", {})}
+    return Editor(lm, method, policy, **{"method_settings": settings, "corpus": Corpus(corpus, 4096, 64), **options})
 
 
 def losses(lm: LanguageModel, edits: list[Edit]) -> list[float]:

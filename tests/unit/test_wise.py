@@ -32,7 +32,6 @@ from tests.support.loading import bits, fresh, hooks_left, same_bits, shared
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 LAYER, HIDDEN, WIDTH = 2, 64, 256
-# Prompts of three lengths and targets of one, two and three tokens.
 EDITS = [home_town(7, "Lisbon"), home_town(24, "New Delhi"), home_town(4, "Buenos Aires piano"), home_town(0, "Oslo")]
 USUAL = {"layer": LAYER, "steps": 4, "lr": 0.5, "contexts": (), "margins": (0.1, 0.5, 0.3), "weight_decay": 0.0}
 
@@ -126,6 +125,8 @@ def test_the_memory_that_moves_a_text_most_of_those_above_their_own_limit_answer
     assert found == [max(row)[1] if row else -1 for row in above]
     assert set(found) == {-1, 0, 1, 2}
     assert any(answer not in (-1, row.index(max(row))) for answer, row in zip(found, scores, strict=True))
+    one = key[:1], value[:1], real[:1]
+    assert replace(memory, limits=memory.scores(*one)[0]).chosen(*one).tolist() == [-1]
 
 
 @pytest.mark.parametrize(("number", "answer"), [(0, "fire is hot"), (1, "ice is cold"), (3, "fire is hot")])
@@ -187,7 +188,6 @@ def test_an_edit_follows_masked_gradient_descent_until_the_loss_stands_still(
     hand = ByHand(lm, mask, texts, scored, lm.encode(probe.prompt, probe.answer).ids)
     changes, seen = hand.way(settings.get("weight_decay", 0.0), settings.get("box", 1.0))
     assert seen[3] + 2e-3 < min(seen[:3])
-    # The loss stands still by decree, so that training ends once it is below stop_loss.
     editor = editor_of(lm, corpus_path, stop_loss=seen[3] + 1e-3, stop_change=1e9, **{**settings, "steps": 50})
     patch, state = editor.method.fit(editor.bench, [edit], State())
     found = patch.memory["wise"]

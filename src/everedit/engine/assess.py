@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from everedit.models import LanguageModel
-from everedit.models.prefill import Prefill
+from everedit.models.prefill import prefilled
 
 __all__ = ["contrastive_assessment"]
 
@@ -21,7 +21,7 @@ def contrastive_assessment(
     paper's smoothing, which its code leaves out.
     """
     texts = [lm.encode(text, answer) for text in (prompt, *negatives)]
-    prefill = Prefill.of(lm, [text.ids[: text.prompt_end] for text in texts])
+    prefill = prefilled(lm, [text.ids[: text.prompt_end] for text in texts])
     tokens = torch.tensor([[text.target_ids[0]] for text in texts], device=lm.device)
     likely = lm.logits(prefill.last).softmax(-1).gather(1, tokens)[:, 0]
     return float((likely[0] + a) / (likely[1:].mean() + b))

@@ -7,14 +7,16 @@ the prompt runs once; after that each layer costs passes of a single token, all 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from everedit.models import LanguageModel
+from everedit.models.encoded_prompts import EncodedPrompts
 from everedit.models.hooks import capture, replaced_input, resumed_after
-from everedit.models.prefill import Prefill, held_cache
+from everedit.models.prefill import held_cache, prefilled
 
 __all__ = ["attributions"]
 
@@ -28,11 +30,11 @@ def attributions(lm: LanguageModel, ids: Sequence[int], answer: int, steps: int)
     layout = lm.layout
     outs = {layer: layout.mlp_out(layer) for layer in range(layout.n_layers)}
     blocks = {layer: layout.block(layer) for layer in outs}
-    before = Prefill.of(lm, [ids[:-1]]) if len(ids) > 1 else None
+    run = _LastToken(lm, ids)
     inputs = {("key", layer): module for layer, module in outs.items()}
     inputs |= {("in", layer): block for layer, block in blocks.items()}
     with torch.no_grad(), capture(inputs=inputs, rows=1) as seen:
-        _last_token(lm, before, ids, rows=1)
+        run(rows=1)
     alphas = torch.arange(1, steps + 1, device=lm.device, dtype=torch.float32) / steps
     found = []
     for layer in outs:
@@ -40,28 +42,40 @@ def attributions(lm: LanguageModel, ids: Sequence[int], answer: int, steps: int)
         scaled = (alphas[:, None] * neurons).requires_grad_()
         hidden = seen["in", layer].expand(steps, -1, -1)
         below = [blocks[index] for index in range(layer)]
-        with (
-            torch.enable_grad(),
-            resumed_after(below, hidden, as_tuple=lm.blocks_return_tuples),
-            replaced_input(outs[layer], scaled),
-        ):
-            chance = lm.logits(_last_token(lm, before, ids, rows=steps)).softmax(-1)[:, answer]
+        with ExitStack() as stack:
+            stack.enter_context(torch.enable_grad())
+            if layout.is_decoder_only:
+                stack.enter_context(resumed_after(below, hidden, as_tuple=lm.blocks_return_tuples))
+            stack.enter_context(replaced_input(outs[layer], scaled))
+            chance = lm.logits(run(rows=steps)).softmax(-1)[:, answer]
             slopes = torch.autograd.grad(chance.sum(), scaled)[0]
         found.append((neurons * slopes.mean(0), neurons))
     scores, activations = zip(*found, strict=True)
     return torch.stack(scores), torch.stack(activations)
 
 
-def _last_token(lm: LanguageModel, before: Prefill | None, ids: Sequence[int], rows: int) -> Tensor:
-    """Run the last token ``rows`` times behind what stands before it, and return its final states (rows, H)."""
-    inputs: dict[str, Any] = {"input_ids": torch.tensor([[ids[-1]]] * rows, device=lm.device)}
-    if before is not None:
-        inputs |= {
-            "past_key_values": held_cache(
-                [(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1)) for keys, values in before.past]
-            ),
-            "position_ids": torch.full((rows, 1), len(ids) - 1, device=lm.device),
-            "attention_mask": torch.ones(rows, len(ids), dtype=torch.long, device=lm.device),
-            "use_cache": True,
-        }
-    return lm.states(**inputs)[:, -1]
+class _LastToken:
+    """The token that predicts the answer: a decoder's last, or the start token of an encoder-decoder."""
+
+    def __init__(self, lm: LanguageModel, ids: Sequence[int]) -> None:
+        self.lm, self.ids = lm, ids
+        self.decoder = lm.layout.is_decoder_only
+        # What stands before it runs once.
+        self.before = prefilled(lm, [ids[:-1] if self.decoder else ids]) if not self.decoder or len(ids) > 1 else None
+
+    def __call__(self, rows: int) -> Tensor:
+        """Run it ``rows`` times and return its final states (rows, H)."""
+        lm, ids, before = self.lm, self.ids, self.before
+        if isinstance(before, EncodedPrompts):
+            return before.states_of(torch.zeros(rows, dtype=torch.long, device=lm.device), [()] * rows)[:, -1]
+        inputs: dict[str, Any] = {"input_ids": torch.tensor([[ids[-1]]] * rows, device=lm.device)}
+        if before is not None:
+            inputs |= {
+                "past_key_values": held_cache(
+                    [(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1)) for keys, values in before.past]
+                ),
+                "position_ids": torch.full((rows, 1), len(ids) - 1, device=lm.device),
+                "attention_mask": torch.ones(rows, len(ids), dtype=torch.long, device=lm.device),
+                "use_cache": True,
+            }
+        return lm.states(**inputs)[:, -1]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from everedit.models import LanguageModel
+from everedit.models.forced import Forced
 from everedit.models.tokens import Encoded
 
 __all__ = ["module_gradients", "recorded_gradients"]
@@ -25,21 +26,15 @@ def module_gradients(
     predict a target token (the prompt's last token and the target's but the last), ``"all"`` every token that is read.
     Nothing below the first of ``modules`` keeps anything for the backward pass.
     """
-    batch = lm.pad([text.ids[:-1] for text in texts])
-    places = torch.tensor(
-        [(row, position - 1) for row, text in enumerate(texts) for position in range(*text.target)], device=lm.device
-    )
-    labels = torch.tensor([token for text in texts for token in text.target_ids], device=lm.device)
+    forced = Forced.of(lm, texts)
 
     def loss() -> Tensor:
-        states = lm.states(**batch.inputs())
-        return F.cross_entropy(lm.logits(states[places[:, 0], places[:, 1]]), labels)
-
-    chosen = batch.mask.bool() if positions == "all" else None
+        states = lm.states(**forced.inputs)
+        return F.cross_entropy(lm.logits(states[forced.rows, forced.columns]), forced.labels)
 
     def rows(tensor: Tensor) -> Tensor:
         whole = tensor.view(len(texts), -1, tensor.shape[-1])
-        return (whole[places[:, 0], places[:, 1]] if chosen is None else whole[chosen]).float()
+        return (whole[forced.rows, forced.columns] if positions == "answers" else whole[forced.real]).float()
 
     return {name: (rows(x), rows(gradient)) for name, (x, gradient) in recorded_gradients(loss, modules).items()}
 

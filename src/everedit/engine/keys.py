@@ -12,6 +12,7 @@ from torch import Tensor
 from everedit.edit import Edit
 from everedit.engine.rows import chunks, prompt_rows
 from everedit.models import LanguageModel
+from everedit.models.forced import Forced
 from everedit.models.hooks import capture, changed_output, resumed_after, stopping_at
 from everedit.models.tokens import Batch
 from everedit.patch import LowRank
@@ -33,13 +34,20 @@ def subject_keys(lm: LanguageModel, edits: Sequence[Edit], prefixes: Sequence[st
 
 
 def token_keys(lm: LanguageModel, edits: Sequence[Edit], weights: Sequence[str]) -> dict[str, Tensor]:
-    """Return, by the name of a weight, the inputs of its module at every token of prompt and target, (D, tokens)."""
-    rows = [lm.encode(edit.prompt, edit.target_new).ids for edit in edits]
-    batch = lm.pad(rows)
+    """Return, by the name of a weight, the inputs of its module at every token of prompt and target, (D, tokens).
+
+    In an encoder-decoder they are those of the part that the module belongs to.
+    """
+    texts = [lm.encode(edit.prompt, edit.target_new) for edit in edits]
+    inputs, real = lm.pad([text.ids for text in texts]).inputs(), {}
+    if not lm.layout.is_decoder_only:
+        inputs = Forced.of(lm, texts).inputs
+        real["decoder"] = inputs["decoder_attention_mask"].bool()
+    real["encoder"] = inputs["attention_mask"].bool()
     modules = {name: lm.layout.module_of(name) for name in weights}
-    with torch.no_grad(), capture(inputs=modules, rows=len(rows)) as seen:
-        lm.states(**batch.inputs())
-    return {name: seen[name][batch.mask.bool()].float().T for name in weights}
+    with torch.no_grad(), capture(inputs=modules, rows=len(texts)) as seen:
+        lm.states(**inputs)
+    return {name: seen[name][real.get(name.partition(".")[0], real["encoder"])].float().T for name in weights}
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from everedit.engine.beside import changed_mlp
 from everedit.errors import NumericalError
 from everedit.models import LanguageModel
+from everedit.models.forced import Forced, input_rows
 from everedit.models.hooks import capture, resumed_after, stopping_at
-from everedit.models.tokens import Batch, Encoded
+from everedit.models.tokens import Encoded
 
 __all__ = ["KeptStates", "Tail"]
 
@@ -49,20 +50,16 @@ def _run_below(lm: LanguageModel, rows: Sequence[tuple[int, ...]], layer: int) -
 
 @dataclass
 class Tail:
-    """The states (n, length, H) of n texts that enter the block of ``layer``, and what is scored where.
+    """Texts with targets, as ``forced`` reads them, and the states (n, length, H) that enter the block of ``layer``.
 
-    ``labels`` (places,) are predicted from the states at ``rows`` and ``columns``, and weigh ``shares``, which sum to 1
-    so that each text counts the same.
+    An encoder-decoder runs as a whole, ``hidden`` is None: its encoder may change too, and its decoder's blocks hand
+    each other more than states.
     """
 
     lm: LanguageModel
     layer: int
-    batch: Batch
-    hidden: Tensor
-    rows: Tensor
-    columns: Tensor
-    labels: Tensor
-    shares: Tensor
+    forced: Forced
+    hidden: Tensor | None
 
     @classmethod
     def of(
@@ -79,51 +76,50 @@ class Tail:
         With ``bag`` all of a target's tokens are scored at the prompt's last one. Texts that were run before come from
         ``kept``, and new ones go there.
         """
-        # The last target token is never an input; a bag of target tokens is scored behind the prompt alone.
-        inputs = [text.ids[: text.prompt_end] if bag else text.ids[:-1] for text in texts]
-        kept = kept or KeptStates()
-        hidden = kept.states(lm, inputs, layer)
-        places = [
-            (row, (text.prompt_end if bag else position) - 1, text.ids[position], 1 / len(text.target_ids) / len(texts))
-            for row, text in enumerate(texts)
-            for position in range(*text.target)
-        ]
-        rows, columns, labels, shares = (torch.tensor(values, device=lm.device) for values in zip(*places, strict=True))
-        return cls(lm, layer, lm.pad(inputs), hidden, rows, columns, labels, shares)
+        hidden = None
+        if lm.layout.is_decoder_only:
+            hidden = (kept or KeptStates()).states(lm, input_rows(texts, bag=bag), layer)
+        return cls(lm, layer, Forced.of(lm, texts, bag=bag), hidden)
 
-    def split(self, parts: int) -> list[Tail]:
-        """Return the texts as ``parts`` tails of equally many."""
-        size = len(self.batch) // parts
-        return [self._rows(part * size, size) for part in range(parts)]
+    @classmethod
+    def several(
+        cls, lm: LanguageModel, groups: Sequence[Sequence[Encoded]], layer: int, kept: KeptStates
+    ) -> list[Tail]:
+        """Return a tail of each group of texts; those that are new run in one pass."""
+        if lm.layout.is_decoder_only:
+            kept.states(lm, [row for texts in groups for row in input_rows(texts)], layer)
+        return [cls.of(lm, texts, layer, kept=kept) for texts in groups]
 
-    def _rows(self, first: int, count: int) -> Tail:
-        own, rows = slice(first, first + count), (self.rows >= first) & (self.rows < first + count)
-        # No wider than the longest of these rows.
-        batch = self.batch
-        width = int(batch.mask[own].sum(1).max())
-        part = Batch(batch.ids[own, :width], batch.mask[own, :width], batch.positions[own, :width], batch.shift[own])
-        shares = self.shares[rows] * (len(batch) / count)
-        places = self.rows[rows] - first, self.columns[rows], self.labels[rows], shares
-        return Tail(self.lm, self.layer, part, self.hidden[own, :width], *places)
+    def __len__(self) -> int:
+        return len(self.forced)
+
+    @property
+    def labels(self) -> Tensor:
+        """The target tokens, (places,)."""
+        return self.forced.labels
 
     def logits(self) -> Tensor:
         """Return the logits (places, vocabulary) at the scored places, with the upper blocks as they are now."""
-        return self.lm.logits(self.states()[self.rows, self.columns])
+        return self.lm.logits(self.states()[self.forced.rows, self.forced.columns])
 
     def states(self) -> Tensor:
         """Return the final states (n, length, H), with the upper blocks as they are now."""
         with ExitStack() as stack:
-            below = [self.lm.layout.block(index) for index in range(self.layer)]
-            if below:
+            if self.layer and self.hidden is not None:
+                below = [self.lm.layout.block(index) for index in range(self.layer)]
                 stack.enter_context(resumed_after(below, self.hidden, as_tuple=self.lm.blocks_return_tuples))
-            return self.lm.states(**self.batch.inputs())
+            return self.lm.states(**self.forced.inputs)
+
+    def losses(self) -> Tensor:
+        """Return each scored place's loss, (places,)."""
+        return F.cross_entropy(self.logits(), self.labels, reduction="none")
 
     def loss(self) -> Tensor:
         """Return the mean over the texts of each one's mean loss over its target tokens.
 
         Raises :class:`NumericalError` if it is not finite.
         """
-        loss = (F.cross_entropy(self.logits(), self.labels, reduction="none") * self.shares).sum()
+        loss = (self.losses() * self.forced.shares).sum()
         self.require_finite(loss)
         return loss
 
@@ -135,4 +131,4 @@ class Tail:
 
     def changed(self, change: Callable[[Tensor, Tensor, Tensor], Tensor]) -> AbstractContextManager[None]:
         """Let ``change(query, key, value)`` stand in for the layer's MLP: see :func:`changed_mlp`."""
-        return changed_mlp(self.lm, self.layer, change, lambda: self.batch.ids.shape)
+        return changed_mlp(self.lm, self.layer, change, lambda: self.forced.real.shape)

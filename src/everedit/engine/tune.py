@@ -64,7 +64,7 @@ def tune(
                     stack.enter_context(replaced_weight(lm.layout.mlp_out(layer), weight))
                 loss = part.loss()
             value = float(loss.detach())
-            total += value * len(part.batch)
+            total += value * len(part)
             if value < config.stop_loss:
                 continue
             optimiser.zero_grad(set_to_none=True)

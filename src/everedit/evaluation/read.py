@@ -16,8 +16,9 @@ from torch.nn import functional as F
 
 from everedit.errors import TokenError
 from everedit.models import LanguageModel
+from everedit.models.encoded_prompts import EncodedPrompts
 from everedit.models.model import Speaker
-from everedit.models.prefill import Prefill
+from everedit.models.prefill import Prefill, prefilled
 
 __all__ = ["Reading", "answers", "generate", "read", "require_room"]
 
@@ -106,7 +107,7 @@ def answers(
     for (own, shared), group in groups.items():
         # Prompts of like length share a batch, so that little of it is padding.
         for batch in _batches(own, sorted(group, key=lambda prompt: len(prompt.ids))):
-            prefill = Prefill.of(own, [prompt.ids for prompt in batch], len(shared))
+            prefill = prefilled(own, [prompt.ids for prompt in batch], len(shared))
             readings |= _readings(prefill, batch)
             if stops:
                 texts |= _texts(prefill, batch, stops[own])
@@ -148,7 +149,7 @@ def _batches(lm: LanguageModel, prompts: Sequence[_Prompt]) -> Iterator[list[_Pr
         yield batch
 
 
-def _readings(prefill: Prefill, prompts: Sequence[_Prompt]) -> dict[Pair, Reading]:
+def _readings(prefill: Prefill | EncodedPrompts, prompts: Sequence[_Prompt]) -> dict[Pair, Reading]:
     lm, device = prefill.lm, prefill.last.device
     rows = [(number, pair, ids) for number, prompt in enumerate(prompts) for pair, ids in prompt.read.items()]
     rows.sort(key=lambda row: len(row[2]))
@@ -195,7 +196,7 @@ def _score(lm: LanguageModel, states: Tensor, labels: Tensor) -> tuple[list[int]
     return chosen, losses
 
 
-def _texts(prefill: Prefill, prompts: Sequence[_Prompt], stops: _Stops) -> dict[Pair, str]:
+def _texts(prefill: Prefill | EncodedPrompts, prompts: Sequence[_Prompt], stops: _Stops) -> dict[Pair, str]:
     lm, device = prefill.lm, prefill.last.device
     rows = [(number, pair, room) for number, prompt in enumerate(prompts) for pair, room in prompt.write.items()]
     # Rows that may grow equally long end together.

@@ -32,11 +32,27 @@ from everedit.patch import LowRank, load_tensors
 __all__ = ["Example", "TrainedConfig", "TrainedMethod", "changed_weights", "edit_gradients", "kl_to_base"]
 
 
+_NETWORKS = "networks.safetensors"
+
+
 class TrainedConfig(MethodConfig):
     """Settings that these methods have in common; None means the published value for the family."""
 
     checkpoint: Path | None = Field(None, description="folder that everedit train has written")
     layers: tuple[int, ...] | None = Field(None, description="edited layers: published, the last three")
+
+    def with_searched(self, layout: Layout) -> Self:
+        """Return the config with what the checkpoint was trained with in place of what nobody set."""
+        config = super().with_searched(layout)
+        file = None if self.checkpoint is None else self.checkpoint / _NETWORKS
+        if file is None or not file.exists():
+            # It is missed when it is needed, with the name of the method.
+            return config
+        kept = load_tensors(file)[1].get("settings", {})
+        known = set(type(self).model_fields) - self.model_fields_set - {"checkpoint"}
+        # Through validation: lists that come from a file are tuples here.
+        given = {name: getattr(config, name) for name in type(self).model_fields}
+        return type(self).model_validate({**given, **{name: kept[name] for name in known if name in kept}})
 
     def resolved(self, layout: Layout) -> Self:
         """Return the config with the layers."""
@@ -90,7 +106,7 @@ class TrainedMethod(Method):
         return bench.once(("checkpoint", self.name, str(folder)), lambda: self._loaded(bench, folder))
 
     def _loaded(self, bench: Workbench, folder: Path) -> Learner:
-        file = folder / "networks.safetensors"
+        file = folder / _NETWORKS
         if not file.exists():
             raise CacheError(
                 what="there is no trained checkpoint",
@@ -188,7 +204,7 @@ def kl_to_base(tail: Tail, base: Tensor) -> tuple[Tensor, float]:
     """Return KL(p_base || p_now), the mean over all real places of the texts, and the share of these where the first
     choice is the same; ``base`` are the log-probabilities there.
     """
-    now = tail.lm.logits(tail.states()[tail.batch.mask.bool()]).log_softmax(-1)
+    now = tail.lm.logits(tail.states()[tail.forced.real]).log_softmax(-1)
     same = (now.argmax(-1) == base.argmax(-1)).float().mean()
     return F.kl_div(now, base, reduction="batchmean", log_target=True), float(same)
 
@@ -196,4 +212,4 @@ def kl_to_base(tail: Tail, base: Tensor) -> tuple[Tensor, float]:
 @torch.no_grad()
 def base_log_probabilities(tail: Tail) -> Tensor:
     """Return the log-probabilities (places, vocabulary) of the model as it is, at all real places."""
-    return tail.lm.logits(tail.states()[tail.batch.mask.bool()]).log_softmax(-1)
+    return tail.lm.logits(tail.states()[tail.forced.real]).log_softmax(-1)

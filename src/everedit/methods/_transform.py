@@ -97,9 +97,9 @@ class TransformLearner(Learner):
         assert config.layers is not None
         lowest = config.layers[0]
         texts = [Example.of(lm, edit) for edit in examples]
-        rows = [text for kind in ("edit", "rephrased", "other") for text in (getattr(item, kind) for item in texts)]
+        groups = [[getattr(text, kind) for text in texts] for kind in ("edit", "rephrased", "other")]
         # Nothing below the edited layers changes in training.
-        edits, rephrased, others = Tail.of(lm, rows, lowest, kept=self.kept).split(3)
+        edits, rephrased, others = Tail.several(lm, groups, lowest, self.kept)
         base = base_log_probabilities(others)
         changes = self.changes(edit_gradients(edits, self.names))
         with changed_weights(lm, changes):

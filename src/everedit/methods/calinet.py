@@ -129,7 +129,7 @@ class Calinet(BesideMethod):
             optimiser.zero_grad(set_to_none=True)
             for tail in tails:
                 with tail.changed(change):
-                    loss = tail.loss() * len(tail.batch) / len(texts)
+                    loss = tail.loss() * len(tail) / len(texts)
                     loss.backward()
                 total += float(loss.detach())
             if total < config.stop_loss:

@@ -29,6 +29,7 @@ class Ft(FinetuneMethod):
         needs_moments=False,
         solves_batches=True,
         keeps_state=True,
+        encoder_decoder=True,
         writes_mlp_values=False,
     )
     Config = FtConfig

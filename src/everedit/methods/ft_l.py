@@ -46,6 +46,7 @@ class FtL(FinetuneMethod):
         needs_moments=False,
         solves_batches=True,
         keeps_state=True,
+        encoder_decoder=True,
         writes_mlp_values=False,
     )
     Config = FtLConfig

@@ -34,6 +34,7 @@ class FtM(FinetuneMethod):
         needs_moments=False,
         solves_batches=True,
         keeps_state=True,
+        encoder_decoder=True,
         writes_mlp_values=False,
     )
     Config = FtMConfig

@@ -72,7 +72,7 @@ class CodeBook(LayerMemory):
     @classmethod
     def of(cls, state: State, config: GraceConfig) -> CodeBook | None:
         """Return the code book of a state; None if there is none yet."""
-        if "keys" not in state.tensors:
+        if "keys" not in state.tensors or not len(state.tensors["keys"]):
             return None
         assert config.layer is not None
         return cls(config.layer, **state.tensors, replace=config.replace, hold=config.routing == "prompt")
@@ -178,6 +178,11 @@ class Grace(BesideMethod):
                 if config.expand == "moving_average":
                     book.keys[near] = (book.keys[near] + key) / 2
                 return book, near
+            if distance <= 2 * _MARGIN:
+                width = max(book.labels.shape[1], label.shape[1])
+                book.labels = _widened(book.labels, width)
+                book.labels[near] = _widened(label, width)[0]
+                return book, near
             book.radii[near], radius = distance / 2 - _MARGIN, distance / 2
         value = self._new_value(bench, output, len(book.keys))
         book.keys = torch.cat([book.keys, key[None]])
@@ -198,7 +203,7 @@ class Grace(BesideMethod):
         config, end = self.config, text.prompt_end - 1
         value = start.clone().requires_grad_()
         optimiser = torch.optim.Adam([value], lr=config.lr, foreach=False)
-        columns = torch.arange(tail.batch.ids.shape[1], device=start.device)[None, :, None]
+        columns = torch.arange(tail.forced.real.shape[1], device=start.device)[None, :, None]
         places = {"last": columns == end, "all": columns >= 0, "prompt": columns < end}[config.replace]
 
         def change(query: Tensor, key: Tensor, output: Tensor) -> Tensor:

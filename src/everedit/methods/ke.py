@@ -175,7 +175,7 @@ class KeLearner(Learner):
         else:
             loss = config.c_edit * F.cross_entropy(logits, own.labels) + config.c_loc * moved
         right = logits.argmax(-1) == own.labels
-        reliability = float(right[own.rows == 0].float().mean())
+        reliability = float(right[own.forced.rows == 0].float().mean())
         figures = {
             # The best networks are those with the most edits made and the most other answers retained.
             "loss": 2 - reliability - same if config.objective == "lagrangian" else float(loss.detach()),
@@ -183,7 +183,7 @@ class KeLearner(Learner):
             "kl": float(moved.detach()),
             "multiplier": float(self.multiplier.detach()),
             "reliability": reliability,
-            "generalization": float(right[own.rows == 1].float().mean()),
+            "generalization": float(right[own.forced.rows == 1].float().mean()),
             "locality": same,
         }
         return loss, figures
@@ -199,6 +199,7 @@ class Ke(TrainedMethod):
         needs_subject=False,
         needs_moments=False,
         needs_training=True,
+        encoder_decoder=True,
         writes_mlp_values=False,
     )
     Config = KeConfig

@@ -72,6 +72,7 @@ class Kn(Method):
         needs_subject=False,
         needs_moments=False,
         chooses_layer=True,
+        encoder_decoder=True,
         writes_mlp_values=False,
     )
     Config = KnConfig

@@ -138,8 +138,8 @@ class MalmenLearner(TransformLearner):
     def _tails(self, part: Sequence[Edit]) -> tuple[Tail, Tail, Tail]:
         assert self.config.layers is not None
         texts = [Example.of(self.lm, edit) for edit in part]
-        rows = [text for kind in ("edit", "rephrased", "other") for text in (getattr(item, kind) for item in texts)]
-        edits, rephrased, others = Tail.of(self.lm, rows, self.config.layers[0], kept=self.kept).split(3)
+        groups = [[getattr(text, kind) for text in texts] for kind in ("edit", "rephrased", "other")]
+        edits, rephrased, others = Tail.several(self.lm, groups, self.config.layers[0], self.kept)
         return edits, rephrased, others
 
     def _outer(
@@ -150,7 +150,7 @@ class MalmenLearner(TransformLearner):
         outer = {name: torch.zeros_like(change) for name, change in changes.items()}
         total = dict.fromkeys(("loss", "nll", "kl", "generalization", "locality", "reliability"), 0.0)
         for edits, rephrased, others in tails:
-            base, share = base_log_probabilities(others), len(edits.batch) / examples
+            base, share = base_log_probabilities(others), len(edits) / examples
             with torch.set_grad_enabled(self.training), _with_changes(self.lm, leaves):
                 logits = rephrased.logits()
                 likely = F.cross_entropy(logits, rephrased.labels)
@@ -198,6 +198,7 @@ class Malmen(TrainedMethod):
         needs_moments=False,
         needs_training=True,
         solves_batches=True,
+        encoder_decoder=True,
         writes_mlp_values=False,
     )
     Config = MalmenConfig

@@ -151,7 +151,7 @@ class Memoir(BesideMethod):
     def memory(self, bench: Workbench, state: State) -> ResidualMemory | None:
         """Return the residual memory; None before the first edit."""
         tensors = state.tensors
-        if not tensors:
+        if not tensors or not len(tensors["columns"]):
             return None
         hasher = self._hash(tensors["background"], tensors["places"])
         return ResidualMemory(self.layer, hasher, tensors["weight"], tensors["columns"].long(), self.config.threshold)

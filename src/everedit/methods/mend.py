@@ -40,6 +40,7 @@ class Mend(TrainedMethod):
         needs_moments=False,
         needs_training=True,
         solves_batches=True,
+        encoder_decoder=True,
         writes_mlp_values=False,
     )
     Config = MendConfig

@@ -53,6 +53,7 @@ class SeracConfig(TrainedConfig):
     unit: bool = Field(True, description="f has length 1")
     gamma: float = Field(1.0, gt=0, description="s = exp(-gamma ||.||^2)")
     limit: float = Field(0.5, gt=0, lt=1, description="the least s that is in scope")
+    train_encoder: bool = Field(True, description="train f too, or h alone")
     lr: float = Field(1e-5, gt=0, description="Adam's learning rate in training")
     c_edit: float = Field(0.1, ge=0, description="weight of the counterfactual model's loss")
     c_scope: float = Field(1.0, ge=0, description="weight of the classifier's loss")
@@ -76,7 +77,7 @@ class SeracLearner(Learner):
         self._speaker = [_counterfactual(lm, config)]
         blocks = [self.speaker.layout.block(layer) for layer in config.layers]
         self.blocks = nn.ModuleList(blocks).requires_grad_(True)
-        self.encoder.requires_grad_(True)
+        self.encoder.requires_grad_(config.train_encoder)
         self.to(lm.device)
 
     @property
@@ -86,7 +87,8 @@ class SeracLearner(Learner):
 
     def groups(self) -> list[dict[str, Any]]:
         """Return encoder and blocks with one rate."""
-        return [{"params": [*self.encoder.parameters(), *self.blocks.parameters()], "lr": self.config.lr}]
+        trained = [weight for weight in self.parameters() if weight.requires_grad]
+        return [{"params": trained, "lr": self.config.lr}]
 
     def embed(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Tensor:
         """Return f (n, d) of texts, or of pairs of texts."""
@@ -125,7 +127,7 @@ class SeracLearner(Learner):
         ]
         tail = Tail.of(self.speaker, texts, self.lowest, kept=self.kept)
         logits = tail.logits()
-        likely = (F.cross_entropy(logits, tail.labels, reduction="none") * tail.shares).sum()
+        likely = (F.cross_entropy(logits, tail.labels, reduction="none") * tail.forced.shares).sum()
         limit = -torch.tensor(config.limit).log()
         figures = {
             "nll": float(likely.detach()),
@@ -225,6 +227,7 @@ class Serac(TrainedMethod):
         needs_training=True,
         solves_batches=True,
         keeps_state=True,
+        encoder_decoder=True,
         writes_mlp_values=False,
     )
     Config = SeracConfig

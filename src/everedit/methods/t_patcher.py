@@ -172,7 +172,7 @@ class TPatcher(BesideMethod):
             wrong = (tail.logits().argmax(-1) != tail.labels).nonzero()[:, 0]
         if not len(wrong):
             return None
-        own = queries[tail.columns[wrong[: config.most]]]
+        own = queries[tail.forced.columns[wrong[: config.most]]]
         neurons = _Neurons.at(own, config.value_scale, bench.seed * 1_000_003 + len(tensors.get("keys", ())))
         with tail.changed(change):
             best, took = self._trained(tail, neurons, own, tensors)

@@ -203,14 +203,14 @@ class Wise(BesideMethod):
         outputs, real = module(keys), batch.mask.bool()
         side = main + shelf.filling
         before, score = float("inf"), 0.0
-        for step in range(config.steps):
+        for step in range(config.steps + 1):
             weight = side.clone().requires_grad_()
             with replaced_weight(module, weight):
                 fitting = tail.loss()
             scores = shift_of_activations(keys, outputs, F.linear(keys, weight - main), act, real)
             loss = fitting + margin_loss(scores[:-1], scores[-1], config.margins)
             score, now = float(scores[:-1].detach().mean()), float(loss.detach())
-            if (now <= config.stop_loss and abs(before - now) <= config.stop_change) or step == config.steps - 1:
+            if (now <= config.stop_loss and abs(before - now) <= config.stop_change) or step == config.steps:
                 # The last pass is for the score of what is kept.
                 break
             before = now

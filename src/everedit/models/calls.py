@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -81,11 +81,18 @@ def watching(lm: LanguageModel) -> Iterator[Watcher]:
         begins = not isinstance(cache, Cache) or cache.get_seq_length() == 0
         watcher.call = Call(real, begins, cache if isinstance(cache, Cache) else None)
 
-    handle = lm.model.base_model.register_forward_pre_hook(begin, with_kwargs=True)
+    def end(module: Any, args: Any, output: Any) -> None:
+        made = getattr(output, "past_key_values", None)
+        if watcher.call is not None and watcher.call.cache is None and isinstance(made, Cache):
+            keep_decisions(made, watcher.call._decided)
+
+    holder = lm.model.get_submodule(lm.layout.family.blocks.rpartition(".")[0])
+    handles = [holder.register_forward_pre_hook(begin, with_kwargs=True), holder.register_forward_hook(end)]
     try:
         yield watcher
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def decisions_of(cache: Cache | None) -> Mapping[str, Tensor]:
@@ -99,18 +106,22 @@ def keep_decisions(cache: Cache, decisions: Mapping[str, Tensor]) -> None:
         return
     if not hasattr(cache, _NAME):
         setattr(cache, _NAME, {})
-        for name in _SELECTING:
-            _follow(cache, name, lambda tensor, rows: tensor[rows.to(tensor.device)])
-        _follow(cache, "batch_repeat_interleave", lambda tensor, times: tensor.repeat_interleave(times, dim=0))
+        cache.__class__ = _following(type(cache))  # type: ignore[arg-type]
     getattr(cache, _NAME).update(decisions)
 
 
-def _follow(cache: Cache, method: str, change: Callable[[Tensor, Any], Tensor]) -> None:
-    theirs = getattr(cache, method)
+@lru_cache
+def _following(kind: type[Any]) -> type[Any]:
+    """Return a class of caches that takes its decisions along; a copy of such a cache does too."""
 
-    def both(argument: Any) -> None:
-        theirs(argument)
-        kept = getattr(cache, _NAME)
-        kept.update({who: change(tensor, argument) for who, tensor in kept.items()})
+    def both(method: str, change: Any) -> Any:
+        def run(self: Any, argument: Any) -> None:
+            getattr(kind, method)(self, argument)
+            kept = getattr(self, _NAME)
+            kept.update({who: change(tensor, argument) for who, tensor in kept.items()})
 
-    setattr(cache, method, both)
+        return run
+
+    members = {name: both(name, lambda tensor, rows: tensor[rows.to(tensor.device)]) for name in _SELECTING}
+    members["batch_repeat_interleave"] = both("batch_repeat_interleave", lambda t, n: t.repeat_interleave(n, dim=0))
+    return type(kind.__name__, (kind,), members)

@@ -55,8 +55,7 @@ def load_model(
             fix="put the tokenizer's files (tokenizer.json, tokenizer_config.json) into the model's folder",
         )
     loaded = LanguageModel(str(name), model.to(place), tokenizer)
-    if loaded.layout.is_decoder_only:
-        loaded.check_logits()
+    loaded.check_logits()
     return loaded
 
 

@@ -123,10 +123,35 @@ class LanguageModel:
         return pad(rows, self.pad_id, device=self.device, **options)
 
     def states(self, **inputs: Any) -> Tensor:
-        """Return the hidden states after the final norm, (rows, length, H); no logits are computed."""
+        """Return the hidden states after the final norm, (rows, length, H); no logits are computed.
+
+        Of an encoder-decoder they are the decoder's; it takes ``decoder_input_ids`` and the encoder's inputs or its
+        ``encoder_states``.
+        """
+        if not self.layout.is_decoder_only:
+            return self._decoder_states(**inputs)
         inputs.setdefault("use_cache", False)
         with direct([self.model.base_model]):
             return self.model.base_model(**inputs).last_hidden_state
+
+    def _decoder_states(
+        self,
+        decoder_input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        encoder_states: Tensor | None = None,
+    ) -> Tensor:
+        with direct([self.model]):
+            if encoder_states is None:
+                encoder_states = self.model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask)[0]
+            return self.model.get_decoder()(
+                input_ids=decoder_input_ids,
+                attention_mask=decoder_attention_mask,
+                encoder_hidden_states=encoder_states,
+                encoder_attention_mask=attention_mask,
+                use_cache=False,
+            ).last_hidden_state
 
     def logits(self, states: Tensor) -> Tensor:
         """Return float32 logits (..., vocabulary) of final states (..., H), as the model itself makes them."""
@@ -134,6 +159,9 @@ class LanguageModel:
         with direct([head]):
             logits = head(states).float()
         config = self.model.config
+        if not self.layout.is_decoder_only and getattr(config, "scale_decoder_outputs", config.tie_word_embeddings):
+            # T5 with tied embeddings.
+            logits = logits * config.d_model**-0.5
         if scale := getattr(config, "logits_scaling", None):
             logits = logits / scale
         if cap := getattr(config, "final_logit_softcapping", None):
@@ -204,6 +232,9 @@ class LanguageModel:
                 f"which holds {self.context_tokens}",
                 fix="shorten the prompt or generate fewer tokens",
             )
+        if not self.layout.is_decoder_only and self.tokenizer.eos_token_id is not None:
+            # An encoder reads the end of its text; what is written starts behind the decoder's start token.
+            rows = [[*row, self.tokenizer.eos_token_id] for row in rows]
         batch = self.pad(rows, side="left")
         ends = [token for token in (self.tokenizer.eos_token_id, *stop_ids) if token is not None]
         config = GenerationConfig(
@@ -217,15 +248,16 @@ class LanguageModel:
         out = self.model.generate(
             input_ids=batch.ids, attention_mask=batch.mask, generation_config=config, logits_processor=sampler
         )
-        fresh = out[:, batch.ids.shape[1] :].tolist()
+        fresh = out[:, batch.ids.shape[1] if self.layout.is_decoder_only else 1 :].tolist()
         return [_cut(row, set(ends)) for row in fresh]
 
     def check_logits(self) -> None:
         """Raise :class:`ModelError` unless states and head, put together here, give the model's own logits."""
         ids = torch.arange(1, 6, device=self.device)[None] % self.model.config.vocab_size
+        inputs = {"input_ids": ids} | ({} if self.layout.is_decoder_only else {"decoder_input_ids": ids})
         with torch.no_grad():
-            expected = self.model(input_ids=ids, use_cache=False).logits.float()
-            found = self.logits(self.states(input_ids=ids))
+            expected = self.model(**inputs, use_cache=False).logits.float()
+            found = self.logits(self.states(**inputs))
         # A model makes its scaling and capping in the dtype of its weights, this in float32.
         slack = max(1e-3, 4 * torch.finfo(self.dtype).eps)
         if not bool((expected - found).abs().max() <= slack * expected.abs().max()):

@@ -11,9 +11,10 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from everedit.models.calls import decisions_of, keep_decisions
+from everedit.models.encoded_prompts import EncodedPrompts
 from everedit.models.model import LanguageModel
 
-__all__ = ["Prefill", "held_cache"]
+__all__ = ["Prefill", "held_cache", "prefilled"]
 
 _LOGITS_A_CHUNK = 1 << 23
 
@@ -56,6 +57,8 @@ class Prefill:
         inputs = batch.inputs()
         if first:
             lm.states(**lm.pad([prompts[0][:first]]).inputs(), past_key_values=cache, use_cache=True)
+            if decisions_of(cache):
+                return cls.of(lm, prompts)
             cache.batch_repeat_interleave(len(prompts))
             mask = torch.cat([mask.new_ones(len(prompts), first), mask], dim=1)
             inputs |= {"attention_mask": mask, "position_ids": batch.positions + first}
@@ -131,6 +134,11 @@ class Prefill:
         """Return the most probable token behind each of some states (n, H), a bounded number of logits at a time."""
         step = max(1, _LOGITS_A_CHUNK // int(self.lm.model.config.vocab_size))
         return torch.cat([self.lm.logits(part).argmax(-1) for part in states.split(step)])
+
+
+def prefilled(lm: LanguageModel, prompts: Sequence[Sequence[int]], shared: int = 0) -> Prefill | EncodedPrompts:
+    """Run prompts through a model of either kind; of a decoder, ``shared`` first ids run once."""
+    return Prefill.of(lm, prompts, shared) if lm.layout.is_decoder_only else EncodedPrompts.of(lm, prompts)
 
 
 def _guessed(
