@@ -152,7 +152,7 @@ def _checkpoints(
                 immediate[policy] += evaluator.score([edits[n - 1]], baseline)
                 if n in LONG_MARKS:
                     retained = average(evaluator.score(edits[:n], baseline))
-                    growth = max(editor.norm_ratios().values())
+                    growth = max(editor.norm_ratios().values(), default=1.0)
                     row = {"T": n, "immediate": average(immediate[policy]), "retained": retained, "norm_ratio": growth}
                     yield {"policy": policy, **row, "text_loss": loss(), "text_loss_unedited": unedited}
 

@@ -80,7 +80,7 @@ def stream(editor: Editor, edits: list, evaluator: Evaluator, baseline, cache: d
     for _ in editor.stream(edits):
         pass
     means = average(evaluator.score(edits, baseline))[PROTOCOLS[0]]
-    growth = max(editor.norm_ratios().values())
+    growth = max(editor.norm_ratios().values(), default=1.0)
     editor.reset()
     return {
         **{key: round(value, 4) for key, value in means.items() if value is not None},

@@ -51,6 +51,35 @@ SEARCHES: dict[str, Search] = {
     "ft-l": Search({"method": ["ft-l"], "layers": [[14], [20]], "lr": [2e-3], "box": [5e-4, 2e-3, 5e-3]}),
     "lora": Search({"method": ["lora"], "lr": [2e-4, 5e-4, 1e-3], "steps": [20]}, records="300:312"),
     "kn": Search({"method": ["kn"], "add": [2.0, 8.0, 32.0], "threshold": [0.1, 0.2]}, records="300:312"),
+    "grace": Search({"method": ["grace"], "stop_loss": [0.01], "radius": [1.0, 3.0, 10.0]}, stream=True),
+    "memoir": Search(
+        {"method": ["memoir"], "layer": [20, 25], "lr": [1.0, 3.0], "threshold": [0.4, 0.5, 0.6], "stop_loss": [0.05]},
+        records="300:320",
+        stream=True,
+    ),
+    "wise": Search(
+        {
+            "method": ["wise"],
+            "layer": [20, 25],
+            "lr": [1.0, 3.0],
+            "margins": [(5.0, 20.0, 10.0), (2.0, 8.0, 4.0)],
+            "steps": [30],
+            "stop_loss": [0.05],
+        },
+        records="300:320",
+        stream=True,
+    ),
+    "t-patcher": Search(
+        {"method": ["t-patcher"], "silence": [1.0, 10.0], "first_check": [50, 100], "memory": [5000]},
+        records="300:320",
+        stream=True,
+    ),
+    "calinet": Search(
+        {"method": ["calinet"], "layer": [20, 25], "lr": [1e-3, 1e-2], "slots": [16, 64], "steps": [100]},
+        records="300:320",
+        stream=True,
+    ),
+    "ike": Search({"method": ["ike"], "k": [0, 4, 16], "scope": [0.6, 0.75]}, records="300:320", stream=True),
     "ultraedit": Search(
         {"method": ["ultraedit"], "eta": [1e-5, 1e-4, 1e-3, 1e-2, 1e-1], "modules": _ULTRA_MODULES},
         records="300:350",
