@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from everedit.models.model import _Sampler
+from everedit.models.sampling import Sampler
 from tests.support.loading import shared
 
 
 def _draws(scores: torch.Tensor, top_k: int, times: int) -> torch.Tensor:
-    chosen = _Sampler(top_k, 3)(torch.zeros(times, 1), scores.expand(times, -1)).argmax(-1)
+    chosen = Sampler(top_k, 3)(torch.zeros(times, 1), scores.expand(times, -1)).argmax(-1)
     return torch.bincount(chosen, minlength=scores.shape[-1]) / times
 
 

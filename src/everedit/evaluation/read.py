@@ -6,19 +6,16 @@ keys and values.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from everedit.errors import TokenError
+from everedit.evaluation.asked import Asked, Ids, Pair, Prompt, Ran, ran
 from everedit.models import LanguageModel
-from everedit.models.encoded_prompts import EncodedPrompts
-from everedit.models.model import Speaker
-from everedit.models.prefill import Prefill, prefilled
 
 __all__ = ["Reading", "answers", "generate", "read", "require_room"]
 
@@ -28,9 +25,6 @@ _SPARE_TOKENS = 6
 _MOST_NEW_TOKENS = 50
 _ROWS_A_GENERATION = 64
 
-Pair = tuple[str, str]
-Ids = tuple[int, ...]
-
 
 @dataclass(frozen=True)
 class Reading:
@@ -39,25 +33,6 @@ class Reading:
     target: Ids
     predicted: Ids
     nll: float
-
-
-@dataclass
-class _Prompt:
-    """A prompt's ids, whose model it is, and the (prompt, target) pairs to be read and to be written behind it.
-
-    ``shared`` ids at its beginning are those of other prompts too.
-    """
-
-    lm: LanguageModel
-    ids: Ids
-    shared: Ids = ()
-    read: dict[Pair, Ids] = field(default_factory=dict)
-    write: dict[Pair, int] = field(default_factory=dict)
-    guesses: dict[Pair, list[Ids]] = field(default_factory=dict)
-
-    def tokens(self) -> int:
-        """Tokens that the longest row behind this prompt takes, with it."""
-        return len(self.ids) + max([*map(len, self.read.values()), *self.write.values()])
 
 
 def read(lm: LanguageModel, pairs: Sequence[Pair]) -> list[Reading]:
@@ -87,70 +62,26 @@ def answers(
 
     ``guesses`` are texts that might be written for a pair: they cost little, and each that is right saves much.
     """
-    prompts: dict[tuple[LanguageModel, Ids], _Prompt] = {}
-    speakers = _speakers(lm, [*to_read, *to_write])
+    prompts = Asked(lm, [*to_read, *to_write], _room)
     for pair in dict.fromkeys(to_read):
-        speaker = speakers[pair[0]]
-        text = speaker.lm.encode(speaker.prompt, pair[1])
-        _at(prompts, speaker, text.ids[: text.prompt_end], pair).read[pair] = text.target_ids
+        prompts.read(pair)
     for pair in dict.fromkeys(to_write):
-        own, words = speakers[pair[0]].lm, speakers[pair[0]].prompt
-        prompt = _at(prompts, speakers[pair[0]], own.encode(words).ids, pair)
-        prompt.write[pair] = _room(lm, *pair)
-        prompt.guesses[pair] = [own.encode(words, text).ids[len(prompt.ids) :] for text in guesses(pair) if text]
+        prompts.write(pair, guesses(pair))
     readings: dict[Pair, Reading] = {}
     texts: dict[Pair, str] = {}
-    groups: dict[tuple[LanguageModel, Ids], list[_Prompt]] = defaultdict(list)
-    for prompt in prompts.values():
-        groups[prompt.lm, prompt.shared].append(prompt)
-    stops = {own: _Stops(own) for own, _ in groups} if to_write else {}
-    for (own, shared), group in groups.items():
-        # Prompts of like length share a batch, so that little of it is padding.
-        for batch in _batches(own, sorted(group, key=lambda prompt: len(prompt.ids))):
-            prefill = prefilled(own, [prompt.ids for prompt in batch], len(shared))
-            readings |= _readings(prefill, batch)
-            if stops:
-                texts |= _texts(prefill, batch, stops[own])
+    stops: dict[LanguageModel, _Stops] = {}
+    for batch in prompts.batches(_TOKENS_A_BATCH):
+        prefill = ran(batch)
+        readings |= _readings(prefill, batch)
+        if to_write:
+            if prefill.lm not in stops:
+                stops[prefill.lm] = _Stops(prefill.lm)
+            texts |= _texts(prefill, batch, stops[prefill.lm])
     return readings, texts
 
 
-def _speakers(lm: LanguageModel, pairs: Sequence[Pair]) -> dict[str, Speaker]:
-    """Return what answers each prompt, with room behind it for all that is read or written there."""
-    room: dict[str, int] = {}
-    if lm.redirect is not None:
-        for prompt, target in pairs:
-            target_tokens = len(lm.encode(prompt, target).target_ids)
-            room[prompt] = max(room.get(prompt, 0), _room(lm, prompt, target), target_tokens)
-    prompts = list(dict.fromkeys(prompt for prompt, _ in pairs))
-    return dict(zip(prompts, lm.speakers(prompts, [room.get(prompt, 0) for prompt in prompts]), strict=True))
-
-
-def _at(prompts: dict[tuple[LanguageModel, Ids], _Prompt], speaker: Speaker, ids: Ids, pair: Pair) -> _Prompt:
-    if not ids:
-        raise TokenError(what="the prompt has no token of its own", where=repr(pair[0]), fix="give a longer prompt")
-    lm = speaker.lm
-    if (lm, ids) not in prompts:
-        shared = lm.encode(speaker.shared).ids if speaker.shared else ()
-        # A token may straddle the border, and then there is nothing to share.
-        prompts[lm, ids] = _Prompt(lm, ids, shared if ids[: len(shared)] == shared else ())
-    return prompts[lm, ids]
-
-
-def _batches(lm: LanguageModel, prompts: Sequence[_Prompt]) -> Iterator[list[_Prompt]]:
-    batch: list[_Prompt] = []
-    for prompt in prompts:
-        # Padding puts every row's end behind the longest prompt, which is the last one.
-        longest = len(prompt.ids) + max(item.tokens() - len(item.ids) for item in (*batch, prompt))
-        if batch and ((len(batch) + 1) * longest > _TOKENS_A_BATCH or longest > lm.context_tokens):
-            yield batch
-            batch = []
-        batch.append(prompt)
-    if batch:
-        yield batch
-
-
-def _readings(prefill: Prefill | EncodedPrompts, prompts: Sequence[_Prompt]) -> dict[Pair, Reading]:
-    lm, device = prefill.lm, prefill.last.device
+def _readings(prefill: Ran, prompts: Sequence[Prompt]) -> dict[Pair, Reading]:
+    device = prefill.last.device
     rows = [(number, pair, ids) for number, prompt in enumerate(prompts) for pair, ids in prompt.read.items()]
     rows.sort(key=lambda row: len(row[2]))
     found: dict[Pair, Reading] = {}
@@ -173,7 +104,7 @@ def _readings(prefill: Prefill | EncodedPrompts, prompts: Sequence[_Prompt]) -> 
             at = torch.tensor(inner, device=device)
             states = torch.cat([first, behind[at[:, 0], at[:, 1]]])
             places += [(longer[row], column + 1, part[longer[row]][2][column + 1]) for row, column in inner]
-        chosen, losses = _score(lm, states, torch.tensor([token for _, _, token in places], device=device))
+        chosen, losses = _score(prefill, states, torch.tensor([token for _, _, token in places], device=device))
         said: list[list[int]] = [[0] * len(ids) for _, _, ids in part]
         total = [0.0] * len(part)
         for (line, column, _), token, loss in zip(places, chosen, losses, strict=True):
@@ -184,19 +115,19 @@ def _readings(prefill: Prefill | EncodedPrompts, prompts: Sequence[_Prompt]) -> 
     return found
 
 
-def _score(lm: LanguageModel, states: Tensor, labels: Tensor) -> tuple[list[int], list[float]]:
+def _score(prefill: Ran, states: Tensor, labels: Tensor) -> tuple[list[int], list[float]]:
     """Return arg-max tokens and losses at the given states (n, H), a bounded number of logits at a time."""
-    step = max(1, _LOGITS_A_CHUNK // lm.model.config.vocab_size)
+    step = max(1, _LOGITS_A_CHUNK // prefill.lm.model.config.vocab_size)
     chosen: list[int] = []
     losses: list[float] = []
     for start in range(0, len(labels), step):
-        logits = lm.logits(states[start : start + step])
+        logits = prefill.logits(states[start : start + step])
         chosen += logits.argmax(-1).tolist()
         losses += F.cross_entropy(logits, labels[start : start + step], reduction="none").tolist()
     return chosen, losses
 
 
-def _texts(prefill: Prefill | EncodedPrompts, prompts: Sequence[_Prompt], stops: _Stops) -> dict[Pair, str]:
+def _texts(prefill: Ran, prompts: Sequence[Prompt], stops: _Stops) -> dict[Pair, str]:
     lm, device = prefill.lm, prefill.last.device
     rows = [(number, pair, room) for number, prompt in enumerate(prompts) for pair, room in prompt.write.items()]
     # Rows that may grow equally long end together.

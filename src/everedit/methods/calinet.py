@@ -1,4 +1,4 @@
-"""CaliNet: FFN(h) + act(h K^T) V with a few slots K, V, trained on many wordings of the facts, all else frozen.
+"""CaliNet: out = FFN(h) + act(h K^T) V with a few slots K, V, trained on many wordings of the facts, all else frozen.
 
 Dong et al., "Calibrating Factual Knowledge in Pretrained Language Models", Findings of EMNLP 2022, arXiv 2210.03329.
 Facts are calibrated together; a later batch gets slots of its own beside the frozen earlier ones. V starts at zero, so

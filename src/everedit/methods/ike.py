@@ -1,4 +1,4 @@
-"""IKE: P(y | C, f, x) in place of P(y | x): demonstrations C of how to treat a new fact f, and f, before the query.
+"""IKE: p(y) = P(y | C, f, x): demonstrations C of how to treat a new fact f, and f itself, before the query x.
 
 Zheng et al., "Can We Edit Factual Knowledge by In-Context Learning?", EMNLP 2023, arXiv 2305.12740. No weight changes.
 A demonstration copies a fact, carries it to a paraphrase, or retains another answer, 1 : 3 : 4; they are made from the
@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -209,9 +208,9 @@ class Ike(Method):
     ) -> tuple[Patch, State]:
         """Return the facts' embeddings as what was written, and all facts."""
         encoder = self._encoder(bench)
-        facts = Facts.of(state) or Facts.none(encoder.width, torch.device("cpu"))
         with bench.clock.phase("embed"):
             embeddings = encoder.embed([edit.prompt for edit in edits])
+        facts = Facts.of(state) or Facts.none(encoder.width, embeddings.device)
         after = facts.plus(edits, embeddings)
         return Patch({}, memory={self.name: embeddings}), State(after.tensors(), {"facts": len(after)})
 

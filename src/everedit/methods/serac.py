@@ -52,6 +52,9 @@ class SeracConfig(TrainedConfig):
     )
     unit: bool = Field(True, description="f has length 1")
     gamma: float = Field(1.0, gt=0, description="s = exp(-gamma ||.||^2)")
+    mode: Literal["hard", "soft"] = Field(
+        "hard", description="one of the two models answers, or both: (1 - s) p_base + s p_h, as in EasyEdit"
+    )
     limit: float = Field(0.5, gt=0, lt=1, description="the least s that is in scope")
     train_encoder: bool = Field(True, description="train f too, or h alone")
     lr: float = Field(1e-5, gt=0, description="Adam's learning rate in training")
@@ -200,7 +203,8 @@ class ScopedMemory(Memory):
         best = self.scores(prompts).max(0)
         found = []
         for prompt, score, fact, tokens in zip(prompts, best.values.tolist(), best.indices.tolist(), room, strict=True):
-            if score <= self.learner.config.limit:
+            soft = self.learner.config.mode == "soft"
+            if not soft and score <= self.learner.config.limit:
                 found.append(Speaker(lm, prompt))
                 continue
             whole = counterfactual_prompt(*self.facts[fact], prompt)
@@ -210,7 +214,8 @@ class ScopedMemory(Memory):
                     where=f"{prompt[:60]!r}…",
                     fix="shorten the prompt",
                 )
-            found.append(Speaker(self.learner.speaker, whole))
+            other = Speaker(self.learner.speaker, whole)
+            found.append(Speaker(lm, prompt, second=other, share=score) if soft else other)
         return found
 
 

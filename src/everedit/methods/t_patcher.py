@@ -1,4 +1,4 @@
-"""T-Patcher: FFN(q) + act(q k^T + b) v, a neuron for each answer token that the model gets wrong, in the last layer.
+"""T-Patcher: out = FFN(q) + act(q k^T + b) v, a neuron for each answer token that the model gets wrong.
 
 Huang et al., "Transformer-Patcher: One Mistake Worth One Neuron", ICLR 2023, arXiv 2301.09785. A neuron's key, bias and
 value are trained on L_edit + c_a S_5(beta_a - a(q_e)) + c_m [S_n(a(q_m) - beta) + S_n(a(q_m) - a(q_e) + gamma)], where

@@ -47,6 +47,10 @@ class EncodedPrompts:
         }
         return self.lm.states(**inputs)
 
+    def logits(self, states: Tensor) -> Tensor:
+        """Return the logits of some states."""
+        return self.lm.logits(states)
+
     @torch.no_grad()
     def states_behind(self, prompts: Tensor, texts: Sequence[Sequence[int]]) -> Tensor:
         """Return the decoder's states (texts, S, H) at the tokens of ``texts``, behind the prompts of these numbers."""

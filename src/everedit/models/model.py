@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from transformers import (
     GenerationConfig,
-    LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -22,6 +21,7 @@ from everedit.errors import ModelError, TokenError
 from everedit.models.hooks import capture, stopping_at
 from everedit.models.layout import Layout
 from everedit.models.packed import direct
+from everedit.models.sampling import Sampler, cut
 from everedit.models.tokens import Batch, Encoded, encode, pad
 
 __all__ = ["LanguageModel", "Redirect", "Speaker"]
@@ -186,8 +186,11 @@ class LanguageModel:
         """
         speakers = self.speakers(prompts, [max_new_tokens] * len(prompts))
         texts = [""] * len(prompts)
-        for lm in dict.fromkeys(speaker.lm for speaker in speakers):
-            own = [index for index, speaker in enumerate(speakers) if speaker.lm is lm]
+        for index, speaker in enumerate(speakers):
+            if speaker.second is not None:
+                texts[index] = self._generate_mixed(speaker, max_new_tokens, stop_ids)
+        for lm in dict.fromkeys(speaker.lm for speaker in speakers if speaker.second is None):
+            own = [index for index, speaker in enumerate(speakers) if speaker.lm is lm and speaker.second is None]
             new = lm.generate_ids(
                 [encode(lm.tokenizer, speakers[index].prompt).ids or (lm._start_id(),) for index in own],
                 max_new_tokens=max_new_tokens,
@@ -199,6 +202,21 @@ class LanguageModel:
             for index, row in zip(own, new, strict=True):
                 texts[index] = str(lm.tokenizer.decode(row, skip_special_tokens=True))
         return texts
+
+    def _generate_mixed(self, speaker: Speaker, room: int, stop_ids: Sequence[int]) -> str:
+        """Return what two models write together, greedily."""
+        from everedit.models.mixture import MixedPrompts
+        from everedit.models.prefill import prefilled
+
+        assert speaker.second is not None
+        first, second = (prefilled(by.lm, [by.lm.encode(by.prompt).ids]) for by in (speaker, speaker.second))
+        mixed = MixedPrompts(first, second, torch.tensor([speaker.share], device=self.device))
+        stops = torch.zeros(1, self.model.config.vocab_size, dtype=torch.bool, device=self.device)
+        ends = [token for token in (self.tokenizer.eos_token_id, *stop_ids) if token is not None]
+        stops[:, ends] = True
+        one = torch.zeros(1, dtype=torch.long, device=self.device)
+        [new] = mixed.continuations(one, one + room, stops)
+        return str(self.tokenizer.decode(new, skip_special_tokens=True))
 
     def speakers(self, prompts: Sequence[str], room: Sequence[int]) -> list[Speaker]:
         """Return what answers each prompt, with ``room`` tokens to come behind it."""
@@ -244,12 +262,12 @@ class LanguageModel:
             eos_token_id=ends or None,
             pad_token_id=self.pad_id,
         )
-        sampler = LogitsProcessorList([] if top_k is None else [_Sampler(top_k, seed or 0)])
+        sampler = LogitsProcessorList([] if top_k is None else [Sampler(top_k, seed or 0)])
         out = self.model.generate(
             input_ids=batch.ids, attention_mask=batch.mask, generation_config=config, logits_processor=sampler
         )
         fresh = out[:, batch.ids.shape[1] if self.layout.is_decoder_only else 1 :].tolist()
-        return [_cut(row, set(ends)) for row in fresh]
+        return [cut(row, set(ends)) for row in fresh]
 
     def check_logits(self) -> None:
         """Raise :class:`ModelError` unless states and head, put together here, give the model's own logits."""
@@ -281,34 +299,11 @@ class Speaker:
     """What answers a prompt: a model, behind a prompt that may have been rewritten.
 
     ``shared`` is how the prompt begins, where others begin like it and that part had better run once for all of them.
+    With a ``second`` speaker the two answer together, p = (1 - share) p_first + share p_second.
     """
 
     lm: LanguageModel
     prompt: str
     shared: str = ""
-
-
-def _cut(row: list[int], ends: set[int]) -> list[int]:
-    stop = next((index for index, token in enumerate(row) if token in ends), len(row) - 1)
-    return row[: stop + 1]
-
-
-class _Sampler(LogitsProcessor):
-    """Draws each row's token by inverse transform and leaves it as the only one for the greedy choice.
-
-    ``torch.multinomial`` draws a random number for every entry of the vocabulary; this draws one a row, from a
-    generator of its own.
-    """
-
-    def __init__(self, top_k: int, seed: int) -> None:
-        self._top_k = top_k
-        self._random = torch.Generator().manual_seed(seed)
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        ranked, tokens = scores.topk(self._top_k) if self._top_k else (scores, None)
-        mass = ranked.float().softmax(-1).cumsum(-1)
-        draw = torch.rand(len(scores), 1, generator=self._random).to(mass.device) * mass[:, -1:]
-        chosen = torch.searchsorted(mass, draw, right=True).clamp_max(mass.shape[-1] - 1)
-        if tokens is not None:
-            chosen = tokens.gather(-1, chosen)
-        return torch.full_like(scores, float("-inf")).scatter(-1, chosen, 0.0)
+    second: Speaker | None = None
+    share: float = 0.0

@@ -130,6 +130,10 @@ class Prefill:
                 _extend(found[row], [*guess[1:count], choice[count - 1]], stops[row], int(room[row]))
             chunk = None
 
+    def logits(self, states: Tensor) -> Tensor:
+        """Return the logits of some states."""
+        return self.lm.logits(states)
+
     def _choices(self, states: Tensor) -> Tensor:
         """Return the most probable token behind each of some states (n, H), a bounded number of logits at a time."""
         step = max(1, _LOGITS_A_CHUNK // int(self.lm.model.config.vocab_size))
