@@ -35,9 +35,9 @@ METHOD_SETTINGS: dict[str, dict[str, Any]] = {
     "grace": {"layer": 1, "steps": 80, "lr": 0.2},
     "memoir": {"layer": 2, "steps": 80, "contexts": [[6, 2]], "background": 20},
     "wise": {"layer": 2, "steps": 80, "lr": 1.0, "contexts": [[6, 2]], "margins": (0.1, 0.5, 0.3)},
-    "t-patcher": {"memory": 400, "silence": 1.0, "first_check": 60},
+    "t-patcher": {"memory": 400, "silence": 1.0, "first_check": 60, "steps": 300},
     "calinet": {"layer": 2, "slots": 16, "steps": 200, "contexts": [[6, 2]]},
-    "ike": {"k": 2},
+    "ike": {"k": 0},
     "ultraedit": {"modules": {"mlp_out": (1, 2)}, "eta": 0.0025, "positions": "all", "ridge": 0.01},
 }
 """Settings that suit four narrow layers; a method that is not named here runs with its own defaults."""

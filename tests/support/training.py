@@ -17,7 +17,7 @@ TRAINED: dict[str, dict[str, Any]] = {
     "mend": {"rank": 32, "lr": 1e-3, "step_lr": 1e-2, "step": 1e-3, "c_edit": 1.0, "c_loc": 0.3},
     "malmen": {"rank": 32, "lr": 1e-3, "step_lr": 1e-2, "step": 1e-3, "c_edit": 1.0, "c_loc": 0.3},
     "ke": {"hidden": 32, "condition": 64, "lstm": 32, "lr": 1e-2, "objective": "weighted", "c_edit": 1.0, "c_loc": 0.1},
-    "serac": {"lr": 1e-3, "c_edit": 1.0, "train_encoder": False},
+    "serac": {"lr": 3e-3, "c_edit": 1.0, "train_encoder": False},
 }
 """Settings of the networks that learn two edits of a tiny model in seconds."""
 

@@ -162,7 +162,6 @@ def test_texts_behind_prompts_in_any_order_keep_the_prompts_decision(kind: str, 
 
 
 def test_prompts_whose_beginning_runs_once_decide_as_whole_prompts(corpus_path: Path) -> None:
-    # Fails: the decision is made on the shared beginning, which is the first call of the sequence.
     with attached("grace", "llama", corpus_path) as it:
         begin = len(it.lm.encode("The home town of").ids)
         assert len({row[:begin] for row in it.prompts}) == 1
@@ -225,14 +224,12 @@ def test_decisions_follow_the_rows_of_their_cache() -> None:
     cache.batch_select_indices(torch.tensor([4, 0, 2]))
     copied = copy.deepcopy(cache)
     copied.batch_select_indices(torch.tensor([2, 0]))
-    # Fails in its last line: what is done to the rows of the copy is done to those of the cache that it comes from.
     for each, expected in ((copied, [1, 0]), (cache, [0, 2, 1])):
         kept = [each.layers[0].keys, *decisions_of(each).values()]
         assert [part.flatten().tolist() for part in kept] == [expected] * 3
 
 
 def test_a_cache_that_the_model_makes_itself_keeps_the_decision(corpus_path: Path) -> None:
-    # Fails: nothing is kept on a cache that was not there when the call began; the next call decides anew.
     with attached("memoir", "llama", corpus_path) as it:
         prompt, text = it.prompts[0], it.texts[0]
         first = it.lm.model(torch.tensor([prompt]), use_cache=True)

@@ -171,7 +171,6 @@ def test_the_number_of_entries_lies_between_one_and_the_number_of_distinct_keys(
 
 
 def test_an_edit_of_the_same_prompt_with_another_target_takes(corpus_path: Path) -> None:
-    # Fails: both entries get the same key, the older one, whose radius is now below zero, is found first.
     editor = editor_of("gpt2", corpus_path, steps=60)
     editor.edit([home_town(4, "Lima"), home_town(4, "Oslo")], score=False)
     assert losses(editor.lm, [home_town(4, "Oslo")])[0] < losses(shared("gpt2"), [home_town(4, "Oslo")])[0] - 3
@@ -290,7 +289,6 @@ def test_hundreds_of_edits_change_no_weight_and_each_can_be_deleted(corpus_path:
 
 
 def test_deleting_all_entries_gives_the_base_models_bits(corpus_path: Path) -> None:
-    # Fails: a book without entries stays attached and asks for the nearest of no keys (IndexError).
     editor = editor_of("gpt2", corpus_path)
     base = states(editor.lm, [EDITS[0].prompt])
     editor.edit(EDITS[0], score=False)

@@ -291,7 +291,6 @@ def test_before_an_edit_and_with_a_memory_of_zeros_the_model_is_as_it_was_to_the
 
 
 def test_a_memory_without_masks_leaves_the_model_as_it_was(corpus_path: Path) -> None:
-    # Fails: a memory of no masks is attached all the same and asks for the best of none (IndexError).
     editor = editor_of("llama", corpus_path)
     base = states(editor.lm, UNSEEN)
     editor.edit(EDITS[0], score=False)

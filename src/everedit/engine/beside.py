@@ -7,7 +7,7 @@ with its state.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 from torch import Tensor, nn
@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from everedit.models import LanguageModel
 from everedit.models.calls import Call, watching
 from everedit.models.hooks import changed_output
+from everedit.models.model import Speaker
 
-__all__ = ["Attached", "LayerMemory", "Memory", "changed_mlp"]
+__all__ = ["Attached", "LayerMemory", "Memory", "PromptMemory", "changed_mlp"]
 
 
 class Memory(ABC):
@@ -49,6 +50,24 @@ class LayerMemory(Memory):
 
             with changed_mlp(lm, self.layer, change, lambda: watcher.now.real.shape):
                 yield
+
+
+class PromptMemory(Memory):
+    """A memory that meets prompts in the model's place: it rewrites them, or sends them to another model."""
+
+    @abstractmethod
+    def speakers(self, lm: LanguageModel, prompts: Sequence[str], room: Sequence[int]) -> list[Speaker]:
+        """Return what answers each prompt, with ``room`` tokens to come behind it."""
+
+    @contextmanager
+    def attached(self, lm: LanguageModel) -> Iterator[None]:
+        """Let the memory say what answers each prompt."""
+        before = lm.redirect
+        lm.redirect = lambda prompts, room: self.speakers(lm, prompts, room)
+        try:
+            yield
+        finally:
+            lm.redirect = before
 
 
 @contextmanager

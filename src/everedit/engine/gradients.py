@@ -14,7 +14,7 @@ from everedit.models import LanguageModel
 from everedit.models.forced import Forced
 from everedit.models.tokens import Encoded
 
-__all__ = ["module_gradients", "recorded_gradients"]
+__all__ = ["joined", "module_gradients", "recorded_gradients"]
 
 
 def module_gradients(
@@ -49,6 +49,14 @@ def recorded_gradients(
         value = loss()
     gradients = torch.autograd.grad(value, list(outputs.values()))
     return {name: (inputs[name], gradient.detach()) for name, gradient in zip(outputs, gradients, strict=True)}
+
+
+def joined(parts: Sequence[Mapping[str, tuple[Tensor, Tensor]]]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return the rows of several passes together."""
+    return {
+        name: (torch.cat([part[name][0] for part in parts]), torch.cat([part[name][1] for part in parts]))
+        for name in parts[0]
+    }
 
 
 @contextmanager

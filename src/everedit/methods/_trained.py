@@ -19,6 +19,7 @@ from everedit.edit import Edit
 from everedit.engine.bench import Workbench
 from everedit.engine.gradients import recorded_gradients
 from everedit.engine.learner import Learner
+from everedit.engine.settings import validated
 from everedit.engine.spread import check_layers
 from everedit.engine.tail import Tail
 from everedit.errors import CacheError, EditError, NotApplicable
@@ -52,7 +53,7 @@ class TrainedConfig(MethodConfig):
         known = set(type(self).model_fields) - self.model_fields_set - {"checkpoint"}
         # Through validation: lists that come from a file are tuples here.
         given = {name: getattr(config, name) for name in type(self).model_fields}
-        return type(self).model_validate({**given, **{name: kept[name] for name in known if name in kept}})
+        return validated(type(self), {**given, **{name: kept[name] for name in known if name in kept}}, str(file))
 
     def resolved(self, layout: Layout) -> Self:
         """Return the config with the layers."""

@@ -91,18 +91,21 @@ class TransformLearner(Learner):
             for number, name in enumerate(self.names)
         }
 
+    def tails(self, examples: Sequence[Edit]) -> tuple[Tail, Tail, Tail]:
+        """Return the examples' edits, the edits in other words, and the other texts: nothing below them changes."""
+        assert self.config.layers is not None
+        texts = [Example.of(self.lm, edit) for edit in examples]
+        groups = [[getattr(text, kind) for text in texts] for kind in ("edit", "rephrased", "other")]
+        edits, rephrased, others = Tail.several(self.lm, groups, self.config.layers[0], self.kept)
+        return edits, rephrased, others
+
     def forward(self, examples: Sequence[Edit]) -> tuple[Tensor, Metrics]:
         """Return the outer loss on some edits made together."""
-        lm, config = self.lm, self.config
-        assert config.layers is not None
-        lowest = config.layers[0]
-        texts = [Example.of(lm, edit) for edit in examples]
-        groups = [[getattr(text, kind) for text in texts] for kind in ("edit", "rephrased", "other")]
-        # Nothing below the edited layers changes in training.
-        edits, rephrased, others = Tail.several(lm, groups, lowest, self.kept)
+        config = self.config
+        edits, rephrased, others = self.tails(examples)
         base = base_log_probabilities(others)
         changes = self.changes(edit_gradients(edits, self.names))
-        with changed_weights(lm, changes):
+        with changed_weights(self.lm, changes):
             logits = rephrased.logits()
             likely = F.cross_entropy(logits, rephrased.labels)
             moved, same = kl_to_base(others, base)

@@ -179,6 +179,7 @@ class Grace(BesideMethod):
                     book.keys[near] = (book.keys[near] + key) / 2
                 return book, near
             if distance <= 2 * _MARGIN:
+                # Two balls around one key cannot be told apart: the newer target takes the entry over.
                 width = max(book.labels.shape[1], label.shape[1])
                 book.labels = _widened(book.labels, width)
                 book.labels[near] = _widened(label, width)[0]

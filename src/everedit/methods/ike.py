@@ -10,8 +10,7 @@ the cosine of their sentence embeddings, if that is at least ``scope``; with ``s
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -21,7 +20,7 @@ from torch import Tensor
 from everedit.cache import digest
 from everedit.edit import Edit
 from everedit.engine.bench import Workbench
-from everedit.engine.beside import Memory
+from everedit.engine.beside import PromptMemory
 from everedit.engine.facts import Facts
 from everedit.engine.state import State
 from everedit.engine.target import Target
@@ -92,7 +91,7 @@ def _statement(prompt: str, target: str) -> str:
 
 
 @dataclass
-class InContext(Memory):
+class InContext(PromptMemory):
     """Stored facts, and how each is put before a query."""
 
     facts: Facts
@@ -102,17 +101,7 @@ class InContext(Memory):
     seed: int
     _contexts: dict[int, list[str]] = field(default_factory=dict)
 
-    @contextmanager
-    def attached(self, lm: LanguageModel) -> Iterator[None]:
-        """Rewrite every prompt that a stored fact is about."""
-        before = lm.redirect
-        lm.redirect = lambda prompts, room: self.rewritten(lm, prompts, room)
-        try:
-            yield
-        finally:
-            lm.redirect = before
-
-    def rewritten(self, lm: LanguageModel, prompts: Sequence[str], room: Sequence[int]) -> list[Speaker]:
+    def speakers(self, lm: LanguageModel, prompts: Sequence[str], room: Sequence[int]) -> list[Speaker]:
         """Return each prompt with the context of the fact that it is about, or as it is."""
         cosine, nearest = self.facts.nearest(self.encoder.embed(prompts))
         found = []

@@ -21,6 +21,7 @@ from typing_extensions import Self
 
 from everedit.edit import Edit
 from everedit.engine.bench import Workbench
+from everedit.engine.gradients import joined
 from everedit.engine.learner import Learner, Metrics
 from everedit.engine.solve import Factor
 from everedit.engine.spread import check_layers
@@ -29,7 +30,6 @@ from everedit.engine.tail import Tail
 from everedit.engine.target import Target
 from everedit.methods._base import Traits
 from everedit.methods._trained import (
-    Example,
     TrainedMethod,
     base_log_probabilities,
     edit_gradients,
@@ -118,7 +118,7 @@ class MalmenLearner(TransformLearner):
     def forward(self, examples: Sequence[Edit]) -> tuple[Tensor, Metrics]:
         """Return the outer loss on edits made together; its gradient comes from the closed form."""
         parts = [examples[at : at + self.config.rows_a_pass] for at in range(0, len(examples), self.config.rows_a_pass)]
-        tails = [self._tails(part) for part in parts]
+        tails = [self.tails(part) for part in parts]
         gradients = joined([edit_gradients(edits, self.names) for edits, _, _ in tails])
         wanted, fits = self.wanted(gradients), self.fits(gradients)
         with torch.no_grad():
@@ -134,13 +134,6 @@ class MalmenLearner(TransformLearner):
             # The value of the loss, with the gradient of what stands in for it.
             loss = loss + stand_in - stand_in.detach()
         return loss, figures
-
-    def _tails(self, part: Sequence[Edit]) -> tuple[Tail, Tail, Tail]:
-        assert self.config.layers is not None
-        texts = [Example.of(self.lm, edit) for edit in part]
-        groups = [[getattr(text, kind) for text in texts] for kind in ("edit", "rephrased", "other")]
-        edits, rephrased, others = Tail.several(self.lm, groups, self.config.layers[0], self.kept)
-        return edits, rephrased, others
 
     def _outer(
         self, tails: Sequence[tuple[Tail, Tail, Tail]], changes: Mapping[str, Tensor], examples: int
@@ -177,14 +170,6 @@ def _with_changes(lm: LanguageModel, changes: Mapping[str, Tensor]) -> ExitStack
 
         stack.enter_context(changed_output(lm.layout.module_of(name), added))
     return stack
-
-
-def joined(parts: Sequence[Pairs]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return the rows of several passes together."""
-    return {
-        name: (torch.cat([part[name][0] for part in parts]), torch.cat([part[name][1] for part in parts]))
-        for name in parts[0]
-    }
 
 
 class Malmen(TrainedMethod):

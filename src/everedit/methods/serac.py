@@ -10,8 +10,7 @@ trained, or another model of the family. -log s is taken as the squared distance
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -22,7 +21,7 @@ from torch.nn import functional as F
 
 from everedit.edit import Edit
 from everedit.engine.bench import Workbench
-from everedit.engine.beside import Memory
+from everedit.engine.beside import PromptMemory
 from everedit.engine.facts import Facts
 from everedit.engine.learner import Learner, Metrics
 from everedit.engine.state import State
@@ -87,6 +86,13 @@ class SeracLearner(Learner):
     def speaker(self) -> LanguageModel:
         """h, with the trained blocks in it."""
         return self._speaker[0]
+
+    def train(self, mode: bool = True) -> SeracLearner:
+        """Keep dropout off, as published: a training is then a function of its data and its seed."""
+        super().train(mode)
+        self.encoder.eval()
+        self.blocks.eval()
+        return self
 
     def groups(self) -> list[dict[str, Any]]:
         """Return encoder and blocks with one rate."""
@@ -176,21 +182,11 @@ def _counterfactual(lm: LanguageModel, config: SeracConfig) -> LanguageModel:
 
 
 @dataclass
-class ScopedMemory(Memory):
+class ScopedMemory(PromptMemory):
     """Stored edits, and who answers what they are about."""
 
     facts: Facts
     learner: SeracLearner
-
-    @contextmanager
-    def attached(self, lm: LanguageModel) -> Iterator[None]:
-        """Send every prompt that a stored edit is about to the counterfactual model."""
-        before = lm.redirect
-        lm.redirect = lambda prompts, room: self.directed(lm, prompts, room)
-        try:
-            yield
-        finally:
-            lm.redirect = before
 
     def scores(self, prompts: Sequence[str]) -> Tensor:
         """Return s (facts, prompts)."""
@@ -198,7 +194,7 @@ class ScopedMemory(Memory):
             queries = self.learner.embed(prompts)
             return (-self.learner.distances(self.facts.embeddings.to(queries), queries)).exp()
 
-    def directed(self, lm: LanguageModel, prompts: Sequence[str], room: Sequence[int]) -> list[Speaker]:
+    def speakers(self, lm: LanguageModel, prompts: Sequence[str], room: Sequence[int]) -> list[Speaker]:
         """Return who answers each prompt, and from what text."""
         best = self.scores(prompts).max(0)
         found = []

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from everedit.edit import Edit
 from everedit.engine.bench import Workbench
-from everedit.engine.gradients import module_gradients
+from everedit.engine.gradients import joined, module_gradients
 from everedit.engine.running import RunningMoments
 from everedit.engine.solve import Factor
 from everedit.engine.spread import at_depth, check_layers
@@ -122,10 +122,7 @@ class UltraEdit(Method):
             )
             for start in range(0, len(texts), self.config.chunk)
         ]
-        return {
-            name: (torch.cat([part[name][0] for part in parts]), torch.cat([part[name][1] for part in parts]))
-            for name in parts[0]
-        }
+        return joined(parts)
 
     def _change(self, inputs: Tensor, gradients: Tensor, statistics: dict[str, RunningMoments]) -> LowRank:
         """Return the ridge regression of the pseudo-values on the inputs, in its N x N form."""

@@ -58,6 +58,7 @@ class Prefill:
         if first:
             lm.states(**lm.pad([prompts[0][:first]]).inputs(), past_key_values=cache, use_cache=True)
             if decisions_of(cache):
+                # What is decided from the beginning alone would not know the prompts.
                 return cls.of(lm, prompts)
             cache.batch_repeat_interleave(len(prompts))
             mask = torch.cat([mask.new_ones(len(prompts), first), mask], dim=1)

@@ -40,7 +40,7 @@ class TrainConfig(BaseModel):
     def resolved(self) -> TrainConfig:
         """Return the config with the method's published settings of the loop filled in.
 
-        Raises :class:`EditError` if the method needs no training.
+        Raises :class:`EditError` if the method needs no training, or is to be saved amid a step of the optimiser.
         """
         kind = method_class(self.method)
         if not issubclass(kind, TrainedMethod):
@@ -48,4 +48,11 @@ class TrainConfig(BaseModel):
                 what=f"{self.method} needs no training", fix=f"use it as it is: everedit edit --method {self.method} …"
             )
         given = self.model_dump()
-        return self.model_copy(update={name: value for name, value in kind.training.items() if given[name] is None})
+        whole = self.model_copy(update={name: value for name, value in kind.training.items() if given[name] is None})
+        if (whole.check_every or 1) % (whole.accumulation or 1):
+            raise EditError(
+                what=f"check_every is {whole.check_every} and accumulation {whole.accumulation}: what is saved amid a "
+                "step would lose its gradients",
+                fix="let check_every be a multiple of accumulation",
+            )
+        return whole
