@@ -67,6 +67,9 @@ class Edit(BaseModel):
     locality: tuple[Probe, ...] = ()
     portability: tuple[Probe, ...] = ()
     relation: str | None = None
+    aliases: Annotated[tuple[Text, ...], BeforeValidator(_as_tuple)] = Field(
+        default=(), description="other names of the subject"
+    )
     record: str | None = Field(default=None, description="the record's name in the file that it comes from")
 
     @model_validator(mode="after")
