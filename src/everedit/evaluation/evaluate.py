@@ -94,7 +94,14 @@ class Evaluator:
 
     def baseline(self, edits: Sequence[Edit]) -> Baseline:
         """Return the answers of the model as it is now, which must be unedited."""
-        return Baseline(self._answer(edits, Answers({}, {})))
+        return Baseline(self.answers(edits))
+
+    def answers(self, edits: Sequence[Edit], base: Answers | None = None) -> Answers:
+        """Return what the model says, as it is now, to every probe of some edits.
+
+        The unedited model's answers, if they are known, save work where it still says the same.
+        """
+        return self._answer(edits, base or Answers({}, {}))
 
     def score(self, edits: Sequence[Edit], baseline: Baseline) -> list[EditScores]:
         """Return the scores of each edit on the model as it is now."""

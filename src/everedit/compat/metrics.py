@@ -1,0 +1,117 @@
+"""EasyEdit's nested dictionary of metrics, filled by our scorers; every entry says under which protocol."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from everedit.edit import Edit, Probe
+from everedit.errors import near_names
+from everedit.evaluation import PROTOCOLS, Answers
+from everedit.evaluation.metrics import mean
+
+__all__ = ["PERPLEXITY", "protocol_of", "quality", "read_under", "summary_metrics"]
+
+_TOKENS = "teacher-forced/token-accuracy@1"
+PERPLEXITY = "teacher-forced/perplexity@1"
+"""exp of the mean loss over the target's tokens, given the tokens before."""
+
+# What EasyEdit calls exact match is the share of tokens that are the first choice, under teacher forcing.
+_METRICS = {"exact match": _TOKENS, "token em": _TOKENS, "token_em": _TOKENS, "ppl": PERPLEXITY}
+
+
+def protocol_of(eval_metric: str) -> str:
+    """Return the protocol that EasyEdit's ``eval_metric`` stands for, which may be the name of one of ours.
+
+    Raises :class:`everedit.errors.UnknownName` with near names.
+    """
+    if eval_metric in PROTOCOLS:
+        return eval_metric
+    if eval_metric not in _METRICS:
+        raise near_names("eval_metric", eval_metric, [*_METRICS, *PROTOCOLS])
+    return _METRICS[eval_metric]
+
+
+def read_under(protocol: str) -> str:
+    """Return the protocol whose readings a metric is made from."""
+    return _TOKENS if protocol == PERPLEXITY else protocol
+
+
+def quality(edit: Edit, now: Answers, base: Answers, protocol: str, scored: str) -> dict[str, Any]:
+    """Return one edit's metrics: ``rewrite_acc``, ``rephrase_acc``, ``locality`` and ``portability`` by their keys.
+
+    Locality compares with ``base``, the unedited model's answers. ``metric_meta`` names the protocol of each, and what
+    was ``scored``: the model before the edits, right after this one, or after all.
+    """
+    score, bare = PROTOCOLS[read_under(protocol)].score, _only(edit)
+    found: dict[str, Any] = {"locality": {}, "portability": {}, "metric_meta": {}}
+
+    def tell(section: str, key: str, name: str) -> None:
+        about = {"result_key": key, "protocol": name, "comparable_group": name, "scored": scored}
+        found["metric_meta"][section] = {**about, "against": "unedited model"} if "locality" in section else about
+
+    for section, prompts in (("rewrite", (edit.prompt,)), ("rephrase", edit.rephrase)):
+        if not prompts:
+            continue
+        kind = "ppl" if protocol == PERPLEXITY else "acc"
+        if protocol == PERPLEXITY:
+            losses = [now.readings[prompt, edit.target_new].nll for prompt in prompts]
+            found[f"{section}_ppl"] = math.exp(sum(losses) / len(losses))
+        elif section == "rewrite":
+            found["rewrite_acc"] = [score(bare, now, base)["reliability"]]
+        else:
+            found["rephrase_acc"] = [score(_only(edit, rephrase=(p,)), now, base)["generalization"] for p in prompts]
+        tell(section, f"{section}_{kind}", protocol)
+    for key, probes in _by_kind(edit.locality).items():
+        found["locality"] |= _said(key, probes, now)
+        found["locality"][f"{key}_acc"] = [score(_only(edit, locality=(p,)), now, base)["locality"] for p in probes]
+        tell(f"locality.{key}", f"locality.{key}_acc", read_under(protocol))
+    for key, probes in _by_kind(edit.portability).items():
+        values = [score(_only(edit, portability=(p,)), now, base)["portability"] for p in probes]
+        found["portability"][f"{key}_acc"] = values
+        tell(f"portability.{key}", f"portability.{key}_acc", read_under(protocol))
+    return found
+
+
+def _only(edit: Edit, **probes: tuple[Any, ...]) -> Edit:
+    """Return the edit with these probes alone."""
+    return edit.model_copy(update={"rephrase": (), "locality": (), "portability": (), **probes})
+
+
+def _by_kind(probes: Sequence[Probe]) -> dict[str, list[Probe]]:
+    found: dict[str, list[Probe]] = {}
+    for probe in probes:
+        found.setdefault(probe.kind, []).append(probe)
+    return found
+
+
+def _said(key: str, probes: Sequence[Probe], now: Answers) -> dict[str, list[Any]]:
+    """Return what the model says to probes: its first choices token by token, and its own texts where it wrote any."""
+    pairs = [(probe.prompt, probe.answer) for probe in probes]
+    found: dict[str, list[Any]] = {f"{key}_output": [list(now.readings[pair].predicted) for pair in pairs]}
+    if all(pair in now.texts for pair in pairs):
+        found[f"{key}_gen_content"] = [now.texts[pair] for pair in pairs]
+    return found
+
+
+def summary_metrics(all_metrics: Sequence[dict[str, Any]] | dict[str, Any]) -> dict[str, Any]:
+    """Return the mean over edits of every metric, in the same nesting; EasyEdit's prints it, this does not."""
+    rows = [all_metrics] if isinstance(all_metrics, dict) else list(all_metrics)
+    return {
+        phase: _means([row[phase] for row in rows if phase in row])
+        for phase in ("pre", "post", "final")
+        if any(phase in row for row in rows)
+    }
+
+
+def _means(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key in dict.fromkeys(key for part in parts for key in part):
+        values = [part[key] for part in parts if key in part]
+        if key in ("locality", "portability"):
+            found[key] = _means(values)
+        elif key.endswith(("_acc", "_ppl")):
+            # Each edit counts once, however many prompts it has.
+            found[key] = mean(mean(value) if isinstance(value, list) else value for value in values)
+    return found
