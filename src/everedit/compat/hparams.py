@@ -16,9 +16,10 @@ from everedit.errors import EditError
 from everedit.experiments.config import RunConfig
 from everedit.training import TrainConfig
 
-__all__ = ["HyperParams", "merged", "read_file"]
+__all__ = ["SUFFIXES", "HyperParams", "merged", "read_file"]
 
-_SUFFIXES = (".yaml", ".yml", ".json")
+SUFFIXES = (".yaml", ".yml", ".json")
+"""Of files of hyper-parameters, in the order in which they are looked for."""
 
 
 class HyperParams:
@@ -148,7 +149,7 @@ def read_file(path: Path) -> tuple[Path, dict[str, Any]]:
 
     Raises :class:`EditError` if it is missing, cannot be parsed or is no mapping.
     """
-    named = [path] if path.suffix in _SUFFIXES else [path.with_name(path.name + suffix) for suffix in _SUFFIXES]
+    named = [path] if path.suffix in SUFFIXES else [path.with_name(path.name + suffix) for suffix in SUFFIXES]
     file = next((candidate for candidate in named if candidate.is_file()), None)
     if file is None:
         raise EditError(
@@ -173,7 +174,7 @@ def read_file(path: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def _others(folder: Path) -> str:
-    names = sorted(file.name for file in folder.glob("*") if file.suffix in _SUFFIXES) if folder.is_dir() else []
+    names = sorted(file.name for file in folder.glob("*") if file.suffix in SUFFIXES) if folder.is_dir() else []
     return f"; in its folder are {', '.join(names[:8])}" if names else ""
 
 

@@ -13,12 +13,12 @@ ALGORITHMS: dict[str, Algorithm] = {
 }
 
 
-def algorithm_called(name: str) -> Algorithm:
+def algorithm_called(name: str, argument: str = "alg_name") -> Algorithm:
     """Return the algorithm that other code calls ``name``.
 
-    Raises :class:`everedit.errors.UnknownName` with near names.
+    Raises :class:`everedit.errors.UnknownName` that names the argument, with near names.
     """
     for algorithm in ALGORITHMS.values():
         if algorithm.is_called(name):
             return algorithm
-    raise near_names("algorithm (alg_name)", name, list(ALGORITHMS))
+    raise near_names(argument, name, list(ALGORITHMS))
