@@ -509,9 +509,11 @@ def test_an_edit_that_fails_in_the_middle_takes_the_others_back(
 
 def test_unknown_arguments_get_a_warning_with_the_near_name(rome: BaseEditor) -> None:
     with pytest.warns(CompatibilityWarning, match="did you mean loc_prompts") as heard:
-        rome.edit(**TEXTS, loc_promts=["a b"], verbose=False, test_generation=True)
-    assert heard[0].filename == __file__
-    assert len(heard) == 1
+        rome.edit(**TEXTS, loc_promts=["a b"], verbose=False, test_generation=False, pre_file=None)
+    assert [warning.filename for warning in heard] == [__file__]
+    with pytest.warns(CompatibilityWarning, match="fluency") as heard:
+        rome.edit(**TEXTS, test_generation=True)
+    assert [warning.filename for warning in heard] == [__file__]
 
 
 MODELS: list[tuple[Callable[[], HyperParams], str]] = [

@@ -108,7 +108,7 @@ def test_requests_of_three_kinds_are_the_same_edit(tmp_path: Path) -> None:
     assert full.rephrase == ("Rain. A\nb", "c")
     # The same records as a data set, and there and back as EasyEdit's request.
     (tmp_path / "cf.json").write_text(json.dumps([record]), encoding="utf-8")
-    assert load_edits("counterfact", tmp_path / "cf.json").edits == [full]
+    assert load_edits("counterfact_full", tmp_path / "cf.json").edits == [full]
     assert CounterFactDataset(tmp_path / "cf.json").edits == [full]
     [again] = edits_from_requests([as_request(full)])
     assert (again.locality, again.rephrase, again.ground_truth) == (full.locality, full.rephrase, full.ground_truth)
@@ -119,6 +119,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"prompt": "The town of {}", "target_new": {"str": "Oslo"}}, "lacks 'subject'"),
     ({"prompt": "The town of {}", "subject": "Ada", "target_new": {"id": "Q1"}}, "lacks 'str'"),
     ({"prompt": "The town of {}", "subject": 3, "target_new": {"str": "Oslo"}}, "lacks"),
+    ({"requested_rewrite": [rewrite(EDITS[0])]}, "no place for its subject"),
     ({"prompt": "The town of Ada"}, "'target_new' is missing"),
     ({"target_new": "Oslo"}, "'prompt' is missing"),
     ({"prompt": "a", "target_new": "b", "locality": {"n": {"prompt": "c"}}}, "locality"),

@@ -25,15 +25,17 @@ class EditDataset(Sequence[dict[str, Any]]):
     Raises :class:`EditError` if the file cannot be read or holds none.
     """
 
-    form: ClassVar[str]
+    forms: ClassVar[tuple[str, ...]]
+    """Our data sets whose form the file may have."""
 
     def __init__(self, data_dir: str | Path, size: int | None = None, config: Any = None) -> None:
-        loaded = load_edits(self.form, data_dir, keep_contradictions=True)
+        readings = [load_edits(form, data_dir, keep_contradictions=True) for form in self.forms]
+        loaded = max(readings, key=lambda reading: len(reading.edits))
         if not loaded.edits:
             raise EditError(
-                what=f"the file holds no record that can be used as one of {self.form}",
+                what=f"the file holds no record that can be used as one of {' or '.join(self.forms)}",
                 where=str(data_dir),
-                fix=f"see everedit data validate --data {self.form}",
+                fix=f"see everedit data validate --data {self.forms[0]}",
             )
         self.edits = loaded.edits[:size]
         self.rejected = loaded.rejected
@@ -53,13 +55,13 @@ class EditDataset(Sequence[dict[str, Any]]):
 class ZsreDataset(EditDataset):
     """ZsRE, edited to ``alt``."""
 
-    form = "zsre"
+    forms = ("zsre",)
 
 
 class CounterFactDataset(EditDataset):
     """CounterFact in EasyEdit's reduced form, or in ROME's own."""
 
-    form = "counterfact"
+    forms = ("counterfact", "counterfact_full")
 
 
 def edits_of(dataset: Iterable[Any], argument: str) -> list[Edit]:

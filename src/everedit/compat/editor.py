@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from everedit.compat.datasets import as_file, edits_of
 from everedit.compat.hparams import HyperParams
 from everedit.compat.metrics import protocol_of, quality, read_under
 from everedit.compat.requests import as_request, edits_from_lists, edits_from_requests
-from everedit.compat.rules import warn_unknown
+from everedit.compat.rules import CompatibilityWarning, warn_unknown
 from everedit.edit import Edit
 from everedit.errors import EditError, ModelError
 from everedit.evaluation import Evaluator
@@ -28,9 +29,8 @@ __all__ = ["BaseEditor"]
 Metrics = list[dict[str, Any]]
 Weights = dict[str, Tensor] | Callable[[], None]
 
-# Arguments of EasyEdit's that change nothing here, and why.
+# Arguments of EasyEdit's that change nothing here, and why; switched off they would not change anything there either.
 _IGNORED: Mapping[str, str] = {
-    "verbose": "nothing is printed: the metrics are returned",
     "test_generation": "fluency is no part of these metrics",
     "target_neg": "no method here reads it",
     "pre_file": "the unedited model is read anew",
@@ -83,8 +83,9 @@ class BaseEditor:
 
         ``sequential_edit=True`` makes one edit after another on the same model; otherwise each is made on the model as
         it was before, and the last one is what the returned model holds. ``keep_original_weight``, as earlier versions
-        had it, is the opposite. Further ``options`` are ``loc_prompts``, ``train_ds`` and ``eval_metric``; unknown ones
-        get a warning. The weights are a mapping by parameter name; of memories, a function that takes the edits back.
+        had it, is the opposite. Further ``options`` are ``loc_prompts``, ``train_ds`` and ``eval_metric``; one that
+        changes nothing here gets a warning. The weights are a mapping by parameter name; of memories they are a
+        function that takes the edits back.
 
         Raises an :class:`everedit.errors.EvereditError`, before anything is changed, that names the argument.
         """
@@ -134,8 +135,11 @@ class BaseEditor:
         train_ds: Iterable[Any] | None = None,
         **options: Any,
     ) -> tuple[Metrics, PreTrainedModel, Weights]:
-        for name in options:
-            if name not in _IGNORED:
+        for name, value in options.items():
+            if name in _IGNORED and value:
+                message = f"the argument {name} changes nothing: {_IGNORED[name]}"
+                warnings.warn(message, CompatibilityWarning, stacklevel=3)
+            elif name not in (*_IGNORED, "verbose"):
                 warn_unknown("argument", name, [*_IGNORED, "loc_prompts", "train_ds", "eval_metric"], "edit", depth=4)
         stays = _stays(sequential_edit, keep_original_weight)
         asked = self.hparams.translation().settings.get("protocol", "exact match")
@@ -158,11 +162,11 @@ class BaseEditor:
     def _edited(self, edits: list[Edit], batch: int, stays: bool, evaluator: Evaluator, protocol: str) -> Metrics:
         before = self.editor.state()
         with self.editor.unedited():
-            base = evaluator.answers(edits)
+            base = evaluator.baseline(edits)
 
         def measured(some: Sequence[Edit], scored: str) -> list[dict[str, Any]]:
             now = evaluator.answers(some, base)
-            return [quality(edit, now, base, protocol, scored) for edit in some]
+            return [quality(edit, now, base.answers, protocol, scored) for edit in some]
 
         pre = measured(edits, "before the edits")
         rows: Metrics = []

@@ -8,8 +8,8 @@ from typing import Any
 
 from everedit.edit import Edit, Probe
 from everedit.errors import near_names
-from everedit.evaluation import PROTOCOLS, Answers
 from everedit.evaluation.metrics import mean
+from everedit.evaluation.protocols import PROTOCOLS, Answers
 
 __all__ = ["PERPLEXITY", "protocol_of", "quality", "read_under", "summary_metrics"]
 
@@ -17,6 +17,7 @@ _TOKENS = "teacher-forced/token-accuracy@1"
 PERPLEXITY = "teacher-forced/perplexity@1"
 """exp of the mean loss over the target's tokens, given the tokens before."""
 
+_OURS = (_TOKENS, "teacher-forced/all-tokens@1", "probability-comparison@1", "free-generation/exact-match@1")
 # What EasyEdit calls exact match is the share of tokens that are the first choice, under teacher forcing.
 _METRICS = {"exact match": _TOKENS, "token em": _TOKENS, "token_em": _TOKENS, "ppl": PERPLEXITY}
 
@@ -26,10 +27,10 @@ def protocol_of(eval_metric: str) -> str:
 
     Raises :class:`everedit.errors.UnknownName` with near names.
     """
-    if eval_metric in PROTOCOLS:
+    if eval_metric in _OURS:
         return eval_metric
     if eval_metric not in _METRICS:
-        raise near_names("eval_metric", eval_metric, [*_METRICS, *PROTOCOLS])
+        raise near_names("eval_metric", eval_metric, [*_METRICS, *_OURS])
     return _METRICS[eval_metric]
 
 
@@ -87,9 +88,11 @@ def _by_kind(probes: Sequence[Probe]) -> dict[str, list[Probe]]:
 
 
 def _said(key: str, probes: Sequence[Probe], now: Answers) -> dict[str, list[Any]]:
-    """Return what the model says to probes: its first choices token by token, and its own texts where it wrote any."""
+    """Return what the model says to probes: its first choices token by token, or its own texts, as far as asked for."""
     pairs = [(probe.prompt, probe.answer) for probe in probes]
-    found: dict[str, list[Any]] = {f"{key}_output": [list(now.readings[pair].predicted) for pair in pairs]}
+    found: dict[str, list[Any]] = {}
+    if all(pair in now.readings for pair in pairs):
+        found[f"{key}_output"] = [list(now.readings[pair].predicted) for pair in pairs]
     if all(pair in now.texts for pair in pairs):
         found[f"{key}_gen_content"] = [now.texts[pair] for pair in pairs]
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from everedit.data.sets import counterfact
+from everedit.data.sets import counterfact_full
 from everedit.edit import Edit
 from everedit.errors import EditError
 
@@ -64,10 +64,9 @@ def edit_of(request: Mapping[str, Any], where: str) -> Edit:
     Raises :class:`EditError` that says ``where`` and what it lacks.
     """
     if "requested_rewrite" in request:
-        return Edit.parse(_romes(counterfact.convert, dict(request), where), where=where)
+        return Edit.parse(_romes(request, where), where=where)
     if isinstance(request.get("target_new"), Mapping):
-        fields = _romes(counterfact.requested, dict(request), where)
-        return Edit.parse({key: value for key, value in fields.items() if value is not None}, where=where)
+        return Edit.parse(_romes({"requested_rewrite": request}, where), where=where)
     known = ("prompt", "target_new", "ground_truth", "subject")
     fields = {key: request[key] for key in known if request.get(key) is not None}
     fields["rephrase"] = _several(request.get("rephrase_prompt"))
@@ -147,17 +146,17 @@ def _probes(name: str, inputs: Mapping[str, Mapping[str, Column]] | None, n: int
     return found
 
 
-def _romes(convert: Any, request: dict[str, Any], where: str) -> dict[str, Any]:
-    rewrite = request.get("requested_rewrite", request)
-    if "{}" not in str(rewrite.get("prompt", "")):
+def _romes(record: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return the fields of an edit in the form of ROME's CounterFact."""
+    rewrite = record["requested_rewrite"]
+    if not isinstance(rewrite, Mapping) or "{}" not in str(rewrite.get("prompt", "")):
         raise EditError(
             what="the request's prompt has no place for its subject",
             where=where,
             fix='write {} where the subject stands: {"prompt": "The mother tongue of {} is", "subject": …}',
         )
     try:
-        fields: dict[str, Any] = convert(request)
-        return fields
+        return counterfact_full.convert(dict(record))
     except (KeyError, TypeError) as error:
         raise EditError(
             what=f"the request lacks {error}",

@@ -27,9 +27,8 @@ _ROUNDS = (1, 10, 50, 100, 300, 500, 750, 1000)
 _SIMIE_DATA: Mapping[str, tuple[str, str, str, tuple[int, ...]]] = {
     "ZsRE": ("zsre", "zsre_mend_edit.json", "zsre_mend_train.json", _ROUNDS),
     "counterfact": ("counterfact", "counterfact-edit.json", "counterfact-train.json", _ROUNDS),
-    # Its records have the fields of CounterFact's.
     "hallucination": (
-        "counterfact", "hallucination-edit.json", "hallucination-train.json",
+        "hallucination", "hallucination-edit.json", "hallucination-train.json",
         (1, 10, 50, 100, 200, 300, 400, 500, 600),
     ),
 }  # fmt: skip
@@ -130,11 +129,11 @@ def prune(
     if reduce_type is not None and reduce_type not in _REDUCTIONS:
         raise near_names("--reduce_type", reduce_type, list(_REDUCTIONS))
     file = data_dir / _PRUNE_DATA[ds_name]
-    values: dict[str, Any] = {"data": "counterfact", "data_path": file, "protocols": (_COMPARISON,), **_KEEP_ALL}
+    values: dict[str, Any] = {"data": "counterfact_full", "data_path": file, "protocols": (_COMPARISON,), **_KEEP_ALL}
     folder = Path("results") / ds_name
     notes = ["general ability is not measured: everedit run edits and scores edits"]
     if step == "save":
-        edits = dataset_size or len(load_edits("counterfact", file, keep_contradictions=True).edits)
+        edits = dataset_size or len(load_edits("counterfact_full", file, keep_contradictions=True).edits)
         values |= {"edits": edits, "checkpoints": [mark for mark in _SAVED_AT if mark < edits]}
         folder = folder / f"{dir_name or alg_name}_save" / model_name
         notes = ["the stream's weights are kept after every edit, in state.safetensors"]
@@ -180,7 +179,7 @@ def wilke(
     marks = [2**power for power in range(edit_times.bit_length())] + list(range(50, 1001, 50))
     # There half of the records are edited, as far as it goes, and the other half is only asked for.
     untouched = min(dataset_size_limit // 2, dataset_size_limit - edit_times)
-    words = ["everedit", "rollback", "--model", config.model, "--method", config.method, "--data", "counterfact"]
+    words = ["everedit", "rollback", "--model", config.model, "--method", config.method, "--data", "counterfact_full"]
     words += ["--data-path", str(data_dir / f"counterfact_{model_name.replace('/', '_')}_known.json")]
     words += ["--edits", str(edit_times), "--untouched", str(untouched)]
     words += ["--checkpoints", ",".join(str(mark) for mark in sorted(set(marks)) if mark < edit_times) or "1"]
