@@ -1,4 +1,4 @@
-"""Scripts written for EasyEdit: the same weights as our own interface, bit for bit, and the metrics they expect."""
+"""EasyEdit's arguments and metrics: our scorers in its nesting, texts from elsewhere, and bad input by its name."""
 
 from __future__ import annotations
 
@@ -11,12 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from everedit import Corpus, Editor
+from everedit import Editor
 from everedit.compat import classes, easyedit
-from everedit.compat.classes import hparams_class
 from everedit.compat.easyedit import (
     BaseEditor,
     CompatibilityWarning,
@@ -28,261 +25,18 @@ from everedit.compat.easyedit import (
     summary_metrics,
 )
 from everedit.edit import Edit
-from everedit.errors import EditError, EvereditError, ModelError, NotApplicable, UnknownName
+from everedit.errors import EditError, EvereditError, ModelError, UnknownName
 from everedit.evaluation.read import read
-from everedit.methods import method_names
-from tests.support import tiny
-from tests.support.editing import home_town, make_editor, probes
-from tests.support.loading import bits, fresh, hooks_left, same_bits, shared
-from tests.support.training import TRAINED
+from tests.support.easyedit import EDITS, SCRIPTS, SPREAD, TEXTS, hparams_of, memory_bits
+from tests.support.editing import probes
+from tests.support.loading import bits, fresh, same_bits, shared
 
 pytestmark = pytest.mark.usefixtures("own_cache")
-
-EDITS = [home_town(person) for person in (0, 10)]
-TEXTS = {
-    "prompts": [edit.prompt for edit in EDITS],
-    "target_new": [edit.target_new for edit in EDITS],
-    "subject": [edit.subject for edit in EDITS],
-}
-MODULES = {"rewrite_module_tmp": "transformer.h.{}.mlp.c_proj", "lm_head_module": "transformer.wte", "device": 0}
-VALUES = {"v_lr": "5e-1", "v_num_grad_steps": 16, "v_weight_decay": 0, "clamp_norm_factor": 10, "kl_factor": 0}
-TARGET = {"lr": 0.5, "steps": 16, "weight_decay": 0, "clamp": 10, "kl": 0}
-CONTEXTS = {"context_template_length_params": [[6, 2]], "mom2_adjustment": True, **MODULES, **VALUES}
-SPREAD = {"layers": [0, 1], "mom2_update_weight": 0.01, **MODULES, **VALUES}
-ONE = {"layer": 1, "target": TARGET, "contexts": [[6, 2]]}
-MANY = {"layers": [0, 1], "target": TARGET}
-TUNED = {"layers": [1], "num_steps": 25, "batch_size": 3, "lr": "1e-2", "weight_decay": 0, "kl_factor": 0}
-SHORT = {"method_settings": {"contexts": [[6, 2]]}}
-
-# Algorithm: its file in EasyEdit's words, and by hand the method and settings of ours that it means.
-SCRIPTS: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
-    "ROME": ({"layers": [1], **CONTEXTS}, "rome", ONE),
-    "ROME without statistics": (
-        {"layers": [1], **CONTEXTS, "mom2_adjustment": False}, "rome", {**ONE, "second_moments": False}
-    ),
-    "R-ROME": ({"layers": [1], **CONTEXTS}, "r-rome", ONE),
-    "WilKE": (
-        {"layers": [], "scanning_ceiling": 2, **CONTEXTS}, "wilke",
-        {"layers": [0, 1], "target": TARGET, "contexts": [[6, 2]]},
-    ),
-    "MEMIT": (SPREAD, "memit", {**MANY, "moment_weight": 0.01}),
-    "PMET": ({**SPREAD, "nll_loss_factor": 1}, "pmet", {**MANY, "moment_weight": 0.01}),
-    "EMMET": (
-        {**SPREAD, "mom2_update_weight": 10, "emmet_lambda": 0.1}, "emmet",
-        {**MANY, "moment_scale": 10, "ridge": 0.1, "ridge_for_one": True},
-    ),
-    "AlphaEdit": (
-        {**SPREAD, "nullspace_threshold": "5e-2", "L2": 0.01, "P_loc": "null_space_project.pt"}, "alphaedit",
-        {**MANY, "threshold": 0.05, "ridge": 0.01},
-    ),
-    "RLSEdit": ({**SPREAD, "mu": 1.0}, "rlsedit", {**MANY, "moment_weight": 0.01, "mu": 1.0}),
-    "FT": (
-        {**TUNED, "norm_constraint": False, "objective_optimization": "prompt_last"}, "ft",
-        {"layers": [1], "steps": 25, "lr": 0.01, "rows_a_step": 3},
-    ),
-    "FT-L": (
-        {**TUNED, "norm_constraint": "2e-1", "objective_optimization": "prompt_last"}, "ft-l",
-        {"layers": [1], "steps": 25, "lr": 0.01, "rows_a_step": 3, "box": 0.2},
-    ),
-    "FT-M": (
-        {**TUNED, "norm_constraint": False, "objective_optimization": "target_new"}, "ft-m",
-        {"layers": [1], "steps": 25, "lr": 0.01, "rows_a_step": 3},
-    ),
-    "LoRA": (
-        {"lora_type": "adalora", "layers": [], "num_steps": 20, "lr": "3e-3", "rank": 4, "lora_alpha": 16,
-         "lora_dropout": 0.1, "target_modules": ["c_attn"], "norm_constraint": False},
-        "lora", {"steps": 20, "lr": 3e-3, "rank": 4, "alpha": 16, "dropout": 0.1, "modules": ["c_attn"]},
-    ),
-    "UltraEdit": (
-        {"inner_params": ["transformer.h.1.mlp.c_proj", "transformer.h.2.mlp.c_proj"], "lr": "2.5e-3", "token": "mask",
-         "batch_size": 10, "batch_size_once": 10, "editor_batch_size": 1024, "dropout": 0.0, "half": False},
-        "ultraedit", {"modules": {"mlp_out": [1, 2]}, "eta": 2.5e-3, "positions": "all", "chunk": 10},
-    ),
-    "KN": (
-        {"steps": 10, "adaptive_threshold": 0.1, "p": 0.4, "refine": False, "lr_scale": 1.0, "n_toks": 10}, "kn",
-        {"steps": 10, "threshold": 0.1, "share": 0.4},
-    ),
-    "GRACE": (
-        {"inner_params": ["transformer.h[1].mlp.c_fc.weight"], "edit_lr": 0.2, "n_iter": 20, "eps": 1.0,
-         "dist_fn": "euc", "val_init": "cold", "replacement": "replace_last", "eps_expand": "coverage", "num_pert": 8},
-        "grace", {"layer": 1, "lr": 0.2, "steps": 20, "radius": 1.0},
-    ),
-    "WISE": (
-        {"inner_params": ["transformer.h[2].mlp.c_fc.weight"], "edit_lr": 1.0, "n_iter": 10, "mask_ratio": 0.2,
-         "act_margin": [0.1, 0.5, 0.3], "act_ratio": 0.88, "save_freq": 1, "merge_freq": 2, "merge_alg": "ties",
-         "densities": 0.53, "weights": 1.0, "norm_constraint": 1.0, "retrieve": False, "replay": False,
-         "objective_optimization": "only_label", "everedit": SHORT},
-        "wise", {"layer": 2, "lr": 1.0, "steps": 10, "density": 0.2, "margins": [0.1, 0.5, 0.3], "ratio": 0.88,
-                 "shard_edits": 1, "shards": 2, "kept": 0.53, "box": 1.0, "contexts": [[6, 2]]},
-    ),
-    "MEMOIR": (
-        {"inner_params": ["transformer.h[2].mlp.c_fc.weight"],
-         "everedit": {"method_settings": {"contexts": [[6, 2]], "steps": 10, "background": 20}}},
-        "memoir", {"layer": 2, "contexts": [[6, 2]], "steps": 10, "background": 20},
-    ),
-    "T-Patcher": (
-        {"everedit": {"method_settings": {"memory": 200, "steps": 40, "first_check": 20}}}, "t-patcher",
-        {"memory": 200, "steps": 40, "first_check": 20},
-    ),
-    "CaliNet": (
-        {"inner_params": ["transformer.h[2].mlp.c_fc.weight"],
-         "everedit": {"method_settings": {"contexts": [[6, 2]], "slots": 8, "steps": 10}}},
-        "calinet", {"layer": 2, "contexts": [[6, 2]], "slots": 8, "steps": 10},
-    ),
-    "IKE": (
-        {"k": 16, "use_icl_examples": False, "results_dir": "./results"}, "ike",
-        {"k": 0, "scope": -1.0, "order": "descending", "self_copy": False},
-    ),
-    **{name.upper(): ({"archive": "CHECKPOINT", "lr": "1e-6"}, name, {}) for name in TRAINED},
-}  # fmt: skip
-
-
-def hparams_of(algorithm: str, values: dict[str, Any], corpus: Path, folder: Path, checkpoint: str = "") -> HyperParams:
-    """Read a script's file: EasyEdit's keys, the model's folder, and where our statistics come from."""
-    name = algorithm.split(" ")[0]
-    own = {"stats": {"corpus": str(corpus), "tokens": 4096, "window_tokens": 64}, "device": "cpu"}
-    written = {**values, "alg_name": name, "model_name": str(tiny.trained("gpt2"))}
-    written["everedit"] = {**own, **values.get("everedit", {})}
-    if "archive" in values:
-        written["archive"] = checkpoint
-    (folder / "gpt2.yaml").write_text(yaml.safe_dump(written), encoding="utf-8")
-    return hparams_class(name).from_hparams(str(folder / "gpt2"))
-
-
-def memory_bits(editor: Editor) -> dict[str, torch.Tensor]:
-    return dict(editor.state().method.tensors)
-
-
-@pytest.mark.parametrize("algorithm", SCRIPTS)
-def test_a_script_makes_the_weights_of_our_own_interface(algorithm: str, corpus_path: Path, tmp_path: Path) -> None:
-    values, method, settings = SCRIPTS[algorithm]
-    if method in TRAINED:
-        # Trained by the support of the tests; its folder is the checkpoint.
-        settings = {"checkpoint": make_editor("gpt2", corpus_path, method).method.config.checkpoint}  # type: ignore[attr-defined]
-    hparams = hparams_of(algorithm, values, corpus_path, tmp_path, str(settings.get("checkpoint")))
-    editor = BaseEditor.from_hparams(hparams)
-    metrics, edited_model, weights = editor.edit(**TEXTS, sequential_edit=True)
-    ours = Editor(fresh("gpt2"), method, method_settings=settings, corpus=Corpus(corpus_path, 4096, 64))
-    for edit in EDITS:
-        ours.edit(edit, score=False)
-    assert (editor.editor.method.name, edited_model) == (method, editor.model)
-    assert same_bits(editor.lm, bits(ours.lm))
-    mine, theirs = memory_bits(ours), memory_bits(editor.editor)
-    assert mine.keys() == theirs.keys()
-    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
-    # Something happened: weights or memories differ from the unedited model's.
-    unedited = bits(shared("gpt2"))
-    changed = [name for name, tensor in bits(ours.lm).items() if not torch.equal(tensor, unedited[name])]
-    assert bool(changed) != bool(mine and ours.method.traits.changes != "weights")
-    assert len(metrics) == 2
-    if callable(weights):
-        assert mine
-        weights()
-        assert memory_bits(editor.editor) == {}
-        assert hooks_left(editor.lm) == []
-    else:
-        assert sorted(weights) == sorted(changed)
-        assert all(torch.equal(weights[name], unedited[name]) for name in weights)
-
-
-def test_there_is_a_script_for_every_method() -> None:
-    assert {method for _, method, _ in SCRIPTS.values()} == set(method_names())
-
-
-# --------------------------------------------------------------------------- one edit by itself, or a stream
 
 
 @pytest.fixture
 def rome(corpus_path: Path, tmp_path: Path) -> BaseEditor:
     return BaseEditor.from_hparams(hparams_of("ROME", SCRIPTS["ROME"][0], corpus_path, tmp_path))
-
-
-@pytest.fixture
-def memit(corpus_path: Path, tmp_path: Path) -> BaseEditor:
-    return BaseEditor.from_hparams(hparams_of("MEMIT", {**SPREAD, "batch_size": 2}, corpus_path, tmp_path))
-
-
-def test_edits_by_themselves_start_from_the_unedited_model(rome: BaseEditor, corpus_path: Path) -> None:
-    metrics, model, weights = rome.edit(**TEXTS)
-    alone = make_editor("gpt2", corpus_path, "rome", method_settings=ONE)
-    alone.edit(EDITS[1], score=False)
-    # The model that comes back holds the last edit, and that alone.
-    assert same_bits(rome.lm, bits(alone.lm))
-    assert all("final" not in row for row in metrics)
-    [name] = weights
-    model.get_parameter(name).data.copy_(weights[name])
-    assert same_bits(rome.lm, bits(shared("gpt2")))
-    again, _, _ = rome.edit(**TEXTS)
-    assert [row["post"] for row in again] == [row["post"] for row in metrics]
-    assert [row["pre"] for row in again] == [row["pre"] for row in metrics]
-
-
-def test_a_stream_goes_on_in_the_next_call(rome: BaseEditor, corpus_path: Path) -> None:
-    first = {name: texts[:1] for name, texts in TEXTS.items()}
-    second = {name: texts[1:] for name, texts in TEXTS.items()}
-    rome.edit(**first, sequential_edit=True)
-    # An edit by itself leaves no trace in the stream.
-    rome.edit("The home town of Corin Vane", "Lisbon", subject="Corin Vane")
-    metrics, _, weights = rome.edit(**second, keep_original_weight=False)
-    ours = make_editor("gpt2", corpus_path, "rome", method_settings=ONE)
-    ours.edit(EDITS[0], score=False)
-    between = bits(ours.lm)
-    ours.edit(EDITS[1], score=False)
-    assert same_bits(rome.lm, bits(ours.lm))
-    assert all(torch.equal(weights[name], between[name]) for name in weights)  # type: ignore[index]
-    assert metrics[0]["final"].keys() == metrics[0]["post"].keys()
-    with pytest.raises(EditError, match="keep_original_weight"):
-        rome.edit(**TEXTS, sequential_edit=True, keep_original_weight=True)
-
-
-def test_a_batch_is_made_together(memit: BaseEditor, corpus_path: Path) -> None:
-    memit.batch_edit(**TEXTS)
-    ours = make_editor("gpt2", corpus_path, "memit", method_settings={**MANY, "moment_weight": 0.01})
-    ours.edit(EDITS, score=False)
-    assert same_bits(memit.lm, bits(ours.lm))
-
-
-def test_a_method_without_batches(corpus_path: Path, tmp_path: Path) -> None:
-    values = {**SCRIPTS["ROME"][0], "batch_size": 2}
-    editor = BaseEditor.from_hparams(hparams_of("ROME", values, corpus_path, tmp_path))
-    with pytest.raises(NotApplicable, match="one edit at a time"):
-        editor.batch_edit(**TEXTS)
-    assert same_bits(editor.lm, bits(shared("gpt2")))
-
-
-def test_a_policy_comes_with_the_hyper_parameters(corpus_path: Path, tmp_path: Path) -> None:
-    own = {"policy": "simie", "policy_settings": {"lam": 1e-4}}
-    values = {**SCRIPTS["ROME"][0], "everedit": own}
-    editor = BaseEditor.from_hparams(hparams_of("ROME", values, corpus_path, tmp_path))
-    editor.edit(**TEXTS, sequential_edit=True)
-    ours = make_editor("gpt2", corpus_path, "rome", "simie", method_settings=ONE, policy_settings={"lam": 1e-4})
-    for edit in EDITS:
-        ours.edit(edit, score=False)
-    assert same_bits(editor.lm, bits(ours.lm))
-
-
-def test_the_edited_model_is_a_plain_one_that_can_be_saved(rome: BaseEditor, tmp_path: Path) -> None:
-    _, model, _ = rome.edit(**TEXTS, sequential_edit=True)
-    model.save_pretrained(tmp_path / "edited")
-    rome.tok.save_pretrained(tmp_path / "edited")
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "edited", dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "edited")
-    ids = tokenizer(EDITS[0].prompt, return_tensors="pt").input_ids
-    assert torch.equal(loaded(ids).logits, model(ids).logits)
-    said = tokenizer.decode(loaded.generate(ids, max_new_tokens=3, do_sample=False)[0, ids.shape[1] :])
-    assert EDITS[0].target_new.split()[0] in said
-    assert hooks_left(rome.lm) == []
-
-
-def test_a_loaded_pair_is_edited_in_place(corpus_path: Path, tmp_path: Path, rome: BaseEditor) -> None:
-    folder = tiny.trained("gpt2")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    hparams = hparams_of("ROME", SCRIPTS["ROME"][0], corpus_path, tmp_path)
-    hparams.model_name = (model, AutoTokenizer.from_pretrained(folder))
-    _, edited, _ = BaseEditor.from_hparams(hparams).edit(**TEXTS, sequential_edit=True)
-    rome.edit(**TEXTS, sequential_edit=True)
-    assert edited is model
-    assert same_bits(rome.lm, dict(model.state_dict()))
 
 
 # --------------------------------------------------------------------------- metrics

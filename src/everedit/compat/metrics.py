@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from everedit.edit import Edit, Probe
@@ -45,46 +45,39 @@ def quality(edit: Edit, now: Answers, base: Answers, protocol: str, scored: str)
     Locality compares with ``base``, the unedited model's answers. ``metric_meta`` names the protocol of each, and what
     was ``scored``: the model before the edits, right after this one, or after all.
     """
-    score, bare = PROTOCOLS[read_under(protocol)].score, _only(edit)
     found: dict[str, Any] = {"locality": {}, "portability": {}, "metric_meta": {}}
-
-    def tell(section: str, key: str, name: str) -> None:
-        about = {"result_key": key, "protocol": name, "comparable_group": name, "scored": scored}
-        found["metric_meta"][section] = {**about, "against": "unedited model"} if "locality" in section else about
-
-    for section, prompts in (("rewrite", (edit.prompt,)), ("rephrase", edit.rephrase)):
-        if not prompts:
-            continue
-        kind = "ppl" if protocol == PERPLEXITY else "acc"
-        if protocol == PERPLEXITY:
-            losses = [now.readings[prompt, edit.target_new].nll for prompt in prompts]
-            found[f"{section}_ppl"] = math.exp(sum(losses) / len(losses))
-        elif section == "rewrite":
-            found["rewrite_acc"] = [score(bare, now, base)["reliability"]]
+    score = PROTOCOLS[read_under(protocol)].score
+    for section, metric, alone in _parts(edit):
+        head, _, key = section.rpartition(".")
+        place = found[head] if head else found
+        if protocol == PERPLEXITY and not head:
+            name, result = PERPLEXITY, f"{key}_ppl"
+            losses = [now.readings[(*one.rephrase, one.prompt)[0], one.target_new].nll for one in alone]
+            place[result] = math.exp(sum(losses) / len(losses))
         else:
-            found["rephrase_acc"] = [score(_only(edit, rephrase=(p,)), now, base)["generalization"] for p in prompts]
-        tell(section, f"{section}_{kind}", protocol)
-    for key, probes in _by_kind(edit.locality).items():
-        found["locality"] |= _said(key, probes, now)
-        found["locality"][f"{key}_acc"] = [score(_only(edit, locality=(p,)), now, base)["locality"] for p in probes]
-        tell(f"locality.{key}", f"locality.{key}_acc", read_under(protocol))
-    for key, probes in _by_kind(edit.portability).items():
-        values = [score(_only(edit, portability=(p,)), now, base)["portability"] for p in probes]
-        found["portability"][f"{key}_acc"] = values
-        tell(f"portability.{key}", f"portability.{key}_acc", read_under(protocol))
+            name, result = read_under(protocol), f"{key}_acc"
+            place[result] = [score(one, now, base)[metric] for one in alone]
+        about = {"result_key": f"{head}.{result}".lstrip("."), "protocol": name, "comparable_group": name}
+        found["metric_meta"][section] = {**about, "scored": scored}
+        if head == "locality":
+            place |= _said(key, [one.locality[0] for one in alone], now)
+            found["metric_meta"][section]["against"] = "unedited model"
     return found
 
 
-def _only(edit: Edit, **probes: tuple[Any, ...]) -> Edit:
-    """Return the edit with these probes alone."""
-    return edit.model_copy(update={"rephrase": (), "locality": (), "portability": (), **probes})
+def _parts(edit: Edit) -> Iterator[tuple[str, str, list[Edit]]]:
+    """Yield each entry's name, the metric of ours that it is, and the edit with each of its probes alone."""
 
+    def alone(**probes: tuple[Any, ...]) -> Edit:
+        return edit.model_copy(update={"rephrase": (), "locality": (), "portability": (), **probes})
 
-def _by_kind(probes: Sequence[Probe]) -> dict[str, list[Probe]]:
-    found: dict[str, list[Probe]] = {}
-    for probe in probes:
-        found.setdefault(probe.kind, []).append(probe)
-    return found
+    yield "rewrite", "reliability", [alone()]
+    if edit.rephrase:
+        yield "rephrase", "generalization", [alone(rephrase=(prompt,)) for prompt in edit.rephrase]
+    for section in ("locality", "portability"):
+        probes: Sequence[Probe] = getattr(edit, section)
+        for kind in dict.fromkeys(probe.kind for probe in probes):
+            yield f"{section}.{kind}", section, [alone(**{section: (p,)}) for p in probes if p.kind == kind]
 
 
 def _said(key: str, probes: Sequence[Probe], now: Answers) -> dict[str, list[Any]]:
