@@ -72,6 +72,7 @@ def near_names(kind: str, name: str, known: list[str]) -> UnknownName:
     """Return the error for an unknown ``name`` of a ``kind``, with the closest known names."""
     from difflib import get_close_matches
 
-    near = get_close_matches(name.lower(), known, n=3, cutoff=0.5)
+    folded = {item.casefold(): item for item in known}
+    near = [folded[item] for item in get_close_matches(name.casefold(), folded, n=3, cutoff=0.5)]
     hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of: {', '.join(sorted(known))}"
     return UnknownName(what=f"unknown {kind} '{name}'", fix=hint)

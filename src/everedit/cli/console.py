@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-__all__ = ["ProgressReporter", "friendly", "show_json", "show_table", "showing_progress", "terminal"]
+__all__ = ["ProgressReporter", "friendly", "say", "show_json", "show_table", "showing_progress", "terminal"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 terminal = Console()
@@ -25,6 +25,11 @@ INTERRUPTED = 130
 def show_json(value: Any) -> None:
     """Write a value as JSON to standard output, for machines."""
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def say(text: str, *, aside: bool = False) -> None:
+    """Write a text in one piece, since what is cut in two cannot be copied; ``aside``, on standard error."""
+    (_errors if aside else terminal).print(text, soft_wrap=True, markup=False, highlight=False)
 
 
 def show_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]], *, short: bool = True) -> None:

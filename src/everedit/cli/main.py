@@ -7,7 +7,7 @@ import os
 import typer
 
 from everedit._version import __version__
-from everedit.cli import data, demo, edit, methods, models, report, rollback, run, stats, trace, train
+from everedit.cli import data, demo, edit, legacy, methods, models, report, rollback, run, stats, trace, train
 from everedit.cli.console import terminal
 
 __all__ = ["app", "main"]
@@ -46,6 +46,7 @@ app.add_typer(methods.methods_app, name="methods")
 app.add_typer(methods.policies_app, name="policies")
 app.add_typer(data.app, name="data")
 app.add_typer(stats.app, name="stats")
+app.add_typer(legacy.app, name="legacy")
 
 
 # A stream meets texts of ever new lengths. oneDNN and its wrapper in torch keep a thousand kernels each, one for every

@@ -19,7 +19,7 @@ _WORD = re.compile(r"[^\W_]+|[+#&$€£%@=*<>]")
 _BEHIND = re.compile(r"[ -](?=[^\W\d_])")
 # Words that go before a name and do not make it another.
 _TITLES = frozenset(
-    ["mr", "mrs", "ms", "dr", "prof", "president", "king", "queen", "sir", "saint", "the", "in", "of", "at"]
+    ["mr", "mrs", "ms", "dr", "prof", "president", "sir", "saint", "the", "in", "of", "at"]
 )
 
 

@@ -51,13 +51,14 @@ class Factor:
         return torch.cholesky_solve(right.double(), self.lower)
 
 
-def rank_one_update(factor: Factor, direction_key: Tensor, write_key: Tensor, residual: Tensor) -> LowRank:
+def rank_one_update(factor: Factor | None, direction_key: Tensor, write_key: Tensor, residual: Tensor) -> LowRank:
     """Return ROME's change: with u = C^-1 k / ||C^-1 k||, Delta = r u^T / (u . k').
 
-    ``direction_key`` k (D,) gives the direction, ``write_key`` k' (D,) is mapped exactly: Delta k' = r (H,).
+    ``direction_key`` k (D,) gives the direction, ``write_key`` k' (D,) is mapped exactly: Delta k' = r (H,). Without a
+    ``factor`` C is the identity.
     Raises :class:`NumericalError` when u . k' is so small that the change would explode.
     """
-    u = factor.solve(direction_key[:, None])[:, 0]
+    u = direction_key.double() if factor is None else factor.solve(direction_key[:, None])[:, 0]
     u = u / u.norm()
     inner = u @ write_key.double()
     if not bool(inner.abs() > 1e-6 * write_key.double().norm()):

@@ -5,7 +5,8 @@ prompts it is about, and a vector that makes the model say the target and stop. 
 argmin_delta mean_rows NLL(target, end | row; delta) + weight_decay ||delta|| / ||h_L,t||^2, over a few frames around
 the prompt, with ||delta|| <= clamp ||h_L,t||. A router (:mod:`everedit.engine.router`) decides from the prompt alone,
 once; where no note applies the model is the base model, bit for bit. Notes know nothing of each other: their order
-does not matter, and without a note the model is as if it had never been written.
+does not matter, and without a note the model is as if it had never been written. Its nearest relatives are GRACE
+(arXiv 2211.11031), which gives each edit one vector at one token, and activation steering.
 """
 
 from __future__ import annotations
