@@ -18,9 +18,7 @@ __all__ = ["Mention", "Mentions", "words_of"]
 _WORD = re.compile(r"[^\W_]+|[+#&$€£%@=*<>]")
 _BEHIND = re.compile(r"[ -](?=[^\W\d_])")
 # Words that go before a name and do not make it another.
-_TITLES = frozenset(
-    ["mr", "mrs", "ms", "dr", "prof", "president", "sir", "saint", "the", "in", "of", "at"]
-)
+_TITLES = frozenset(["mr", "mrs", "ms", "dr", "prof", "president", "sir", "saint", "the", "in", "of", "at"])
 
 
 @dataclass(frozen=True)
