@@ -98,7 +98,7 @@ def validate(
     if json:
         notices = [{"line": item.line, "what": item.what} for item in found.notices]
         rejected = [item.as_dict() for item in found.rejected]
-        show_json({**_counts(found), "edits": len(found.edits), "rejected": rejected, "notices": notices})
+        show_json({**_counts(found), "rejected": rejected, "notices": notices})
     else:
         if found.rejected:
             rows = [(item.line, item.reason, item.fix) for item in found.rejected]
