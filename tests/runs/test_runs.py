@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from everedit import experiments
 from everedit.cache import file_sha256
@@ -21,13 +20,21 @@ from everedit.evaluation import PROTOCOLS
 from everedit.experiments import RunConfig
 from everedit.experiments.run import Silent
 from everedit.methods.memit import Memit
-from everedit.patch import load_tensors
 from tests.support.editing import home_town
-from tests.support.running import MARKS, N_EDITS, records, rows_of, run_config, write_records
+from tests.support.running import (
+    MARKS,
+    N_EDITS,
+    Interrupting,
+    records,
+    rows_of,
+    run_config,
+    same_results,
+    without_times,
+    write_records,
+)
 
 METRICS = {"reliability", "generalization", "locality", "portability"}
 TOKENS = "teacher-forced/token-accuracy@1"
-TIMES = {"seconds", "memory_mb", "peak_memory_mb", "seconds_per_edit", "seconds_before"}
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -47,25 +54,6 @@ def whole(data: Path, corpus_path: Path, tmp_path_factory: pytest.TempPathFactor
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EVEREDIT_CACHE", str(tmp_path_factory.mktemp("own")))
         return config, out, experiments.start(config, out, command="everedit run …")
-
-
-def without_times(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: without_times(held) for key, held in value.items() if key not in TIMES}
-    return [without_times(held) for held in value] if isinstance(value, list) else value
-
-
-def same_results(one: Path, other: Path) -> None:
-    """Both folders hold the same numbers, texts and final weights."""
-    assert without_times(rows_of(one)) == without_times(rows_of(other))
-    assert rows_of(one, "samples.jsonl") == rows_of(other, "samples.jsonl")
-    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (one, other)]
-    assert without_times(summaries[0]) == without_times(summaries[1])
-    (tensors, info), (others, other_info) = (load_tensors(folder / "state.safetensors") for folder in (one, other))
-    assert info == other_info
-    assert tensors.keys() == others.keys()
-    assert any(name.startswith("weights|") for name in tensors)
-    assert all(torch.equal(tensor, others[name]) for name, tensor in tensors.items())
 
 
 # --------------------------------------------------------------------------- what a run leaves
@@ -250,20 +238,6 @@ def test_a_killed_run_resumes_to_the_same_end(
     done = finished + 1  # the checkpoint after the first edit has a row, too
     assert (out / "metrics.jsonl").read_text().split("\n")[:done] == kept[:done]
     assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
-
-
-class Interrupting(Silent):
-    """Sends this process an interrupt once so many edits are done."""
-
-    def __init__(self, after: int) -> None:
-        self.after, self.stages = after, []
-
-    def stage(self, text: str, total: int | None = None) -> None:
-        self.stages.append(text)
-
-    def step(self, done: int, note: str = "") -> None:
-        if self.stages[-1] == "editing" and done == self.after:
-            signal.raise_signal(signal.SIGINT)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from everedit.cache import cache_root, digest, file_sha256
+from everedit.cache import cache_root, digest, file_sha256, held
 from everedit.engine.solve import Factor
 from everedit.errors import CacheError, EditError, NumericalError
 from everedit.models import LanguageModel
@@ -213,8 +213,11 @@ class MomentStore:
 
         Raises :class:`CacheError` if a cached file is damaged, naming it.
         """
-        if missing := self.missing(layers):
-            self._compute(missing)
+        if self.missing(layers):
+            # Runs side by side want the same statistics at the same time: one computes, the others wait and read.
+            with held(self.folder):
+                if missing := self.missing(layers):
+                    self._compute(missing)
         for layer in layers:
             if layer not in self._held:
                 self._held[layer] = self._load(layer)

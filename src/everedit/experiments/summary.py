@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from everedit.evaluation import EditScores
 from everedit.evaluation.metrics import mean
 from everedit.evaluation.protocols import METRICS
 
-__all__ = ["summarise"]
+__all__ = ["by_edit", "summarise"]
 
 Scores = dict[str, dict[str, float | None]]
+
+
+def by_edit(scores: Sequence[EditScores]) -> dict[str, dict[str, list[float | None]]]:
+    """Return every edit's score, in order, by protocol and metric: what intervals and paired tests are made of."""
+    return {
+        name: {metric: [item.scores[name][metric] for item in scores] for metric in metrics}
+        for name, metrics in (scores[0].scores if scores else {}).items()
+    }
 
 
 def summarise(
