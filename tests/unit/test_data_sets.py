@@ -19,6 +19,7 @@ from everedit.data.answers import answers, probes
 from everedit.data.contradictions import contradicted_by
 from everedit.edit import Edit
 from everedit.errors import EditError, UnknownName
+from everedit.evaluation import GENERAL, PROTOCOLS
 from tests.unit.test_data import COUNTERFACT, ZSRE, write
 
 REWRITE = {
@@ -131,6 +132,7 @@ def test_every_set_says_what_it_is_and_reads_its_form(name: str, tmp_path: Path)
     about = data_set(name).about()
     assert len(about["title"]) > 10
     assert about["licence"]
+    assert set(about["protocols"]) <= PROTOCOLS.keys()
     assert about["files"] or about["ships"] or name == "plain"
     edits = read(name, RECORDS[name], tmp_path)
     assert edits
@@ -386,7 +388,13 @@ for name in ("counterfact-full", "knowedit-zsre", "qaedit"):
     assert done.stdout.splitlines() == [*["EditError the hub does not True"] * 2, "EditError no copy of 'qaed True"]
 
 
-def test_an_unknown_set_has_near_names() -> None:
+def test_a_data_set_is_scored_under_its_own_protocols_only() -> None:
+    known = data_set("hallucination")
+    known.require_protocols("hallucination", ["wise/hallucination@1", *GENERAL], GENERAL)
+    with pytest.raises(EditError, match="not scored under rome/counterfact@1") as caught:
+        known.require_protocols("hallucination", ["rome/counterfact@1"], GENERAL)
+    assert "wise/hallucination@1" in caught.value.fix
+    data_set("plain").require_protocols("plain", list(PROTOCOLS), GENERAL)
     with pytest.raises(UnknownName, match="did you mean hallucination"):
         data_set("halucination")
 
