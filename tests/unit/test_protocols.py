@@ -279,7 +279,9 @@ def test_batches_hear_what_single_prompts_hear(family: str) -> None:
         [scores] = evaluator.score_answers([edit], alone, Baseline(alone))
         [together] = evaluator.score_answers([edit], found, Baseline(found))
         for name in chosen:
-            assert scores.scores[name] == pytest.approx(together.scores[name], abs=1e-4), name
+            for metric, value in together.scores[name].items():
+                expected = None if value is None else pytest.approx(value, rel=1e-4)
+                assert scores.scores[name][metric] == expected, (name, metric)
 
 
 def test_the_unedited_model_has_locality_one_everywhere_it_is_measured_against_itself() -> None:
@@ -306,7 +308,7 @@ def test_an_edit_moves_the_papers_scores(corpus_path: Path) -> None:
 
 
 def test_sampled_texts_depend_on_their_prompt_and_the_seed_alone() -> None:
-    lm, edits = shared("gpt2"), [rich_edit(person) for person in (0, 3, 8)]
+    lm, edits = shared("gpt2"), [rich_edit(person) for person in (0, 3)]
     evaluator = Evaluator(lm, [TEXT], seed=1)
     together = evaluator.answers(edits, Baseline.empty()).samples
     for edit in edits:
