@@ -50,8 +50,14 @@ class Prefill:
     @classmethod
     @torch.no_grad()
     def of(cls, lm: LanguageModel, prompts: Sequence[Sequence[int]], shared: int = 0) -> Prefill:
-        """Run prompts, rows of at least one id; the first ``shared`` ids, equal in all of them, run once."""
-        first = shared if len(prompts) > 1 and all(len(row) > shared for row in prompts) else 0
+        """Run prompts, rows of at least one id; the first ``shared`` ids, equal in all of them, run once.
+
+        Behind a shared beginning comes padding, which takes up columns of a local attention's window: rows that fill
+        more than half of one, and leave less for what comes behind, run as wholes.
+        """
+        longest = max(map(len, prompts))
+        alike = len(prompts) > 1 and all(len(row) > shared for row in prompts) and longest <= lm.window_tokens // 2
+        first = shared if alike else 0
         batch = lm.pad([row[first:] for row in prompts], side="left")
         cache, mask = DynamicCache(), batch.mask
         inputs = batch.inputs()
