@@ -6,13 +6,16 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from everedit.errors import CacheError
 
-__all__ = ["atomic_write", "cache_root", "digest", "file_sha256", "write_json", "write_text"]
+__all__ = ["atomic_write", "cache_root", "digest", "file_sha256", "held", "write_json", "write_text"]
 
 
 def cache_root() -> Path:
@@ -47,6 +50,33 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         if scratch is not None:
             scratch.unlink(missing_ok=True)
+
+
+@contextmanager
+def held(folder: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold ``folder``, made if it is not there, against other processes that ask for it, while the block runs.
+
+    Raises :class:`CacheError` if it cannot be written or, unless ``wait``, if another process holds it; a process that
+    has ended in any way holds nothing.
+    """
+    lock = FileLock(folder / ".lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=-1 if wait else 0)
+    except Timeout as error:
+        raise CacheError(
+            what="another process is at work in this folder", where=str(folder), fix="wait for it, or stop it"
+        ) from error
+    except OSError as error:
+        raise CacheError(
+            what=f"cannot write to the folder: {error.strerror or error}",
+            where=str(folder),
+            fix="choose a folder you may write to and that has space",
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_text(path: Path, text: str) -> None:

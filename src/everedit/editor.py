@@ -318,3 +318,7 @@ class Editor:
     def norm_ratios(self) -> dict[str, float]:
         """Return ||W_now|| / ||W_base|| of each changed weight."""
         return self._weights.norm_ratios()
+
+    def singular_value_ratios(self) -> dict[str, float]:
+        """Return s_max(W_now) / s_max(W_base), the ratio of largest singular values, of each changed weight."""
+        return self._weights.singular_value_ratios()

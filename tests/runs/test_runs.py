@@ -12,22 +12,29 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from everedit import experiments
 from everedit.cache import file_sha256
 from everedit.errors import EvereditError, RunFolderError
-from everedit.evaluation import PROTOCOLS
+from everedit.evaluation import GENERAL
 from everedit.experiments import RunConfig
 from everedit.experiments.run import Silent
 from everedit.methods.memit import Memit
-from everedit.patch import load_tensors
 from tests.support.editing import home_town
-from tests.support.running import MARKS, N_EDITS, records, rows_of, run_config, write_records
+from tests.support.running import (
+    MARKS,
+    N_EDITS,
+    Interrupting,
+    records,
+    rows_of,
+    run_config,
+    same_results,
+    without_times,
+    write_records,
+)
 
 METRICS = {"reliability", "generalization", "locality", "portability"}
 TOKENS = "teacher-forced/token-accuracy@1"
-TIMES = {"seconds", "memory_mb", "peak_memory_mb", "seconds_per_edit", "seconds_before"}
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -49,25 +56,6 @@ def whole(data: Path, corpus_path: Path, tmp_path_factory: pytest.TempPathFactor
         return config, out, experiments.start(config, out, command="everedit run …")
 
 
-def without_times(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: without_times(held) for key, held in value.items() if key not in TIMES}
-    return [without_times(held) for held in value] if isinstance(value, list) else value
-
-
-def same_results(one: Path, other: Path) -> None:
-    """Both folders hold the same numbers, texts and final weights."""
-    assert without_times(rows_of(one)) == without_times(rows_of(other))
-    assert rows_of(one, "samples.jsonl") == rows_of(other, "samples.jsonl")
-    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (one, other)]
-    assert without_times(summaries[0]) == without_times(summaries[1])
-    (tensors, info), (others, other_info) = (load_tensors(folder / "state.safetensors") for folder in (one, other))
-    assert info == other_info
-    assert tensors.keys() == others.keys()
-    assert any(name.startswith("weights|") for name in tensors)
-    assert all(torch.equal(tensor, others[name]) for name, tensor in tensors.items())
-
-
 # --------------------------------------------------------------------------- what a run leaves
 
 
@@ -75,7 +63,7 @@ def test_the_folder_explains_itself(whole: Whole, data: Path) -> None:
     config, out, _ = whole
     files = {path.name for path in out.iterdir()}
     assert files == {
-        "config.json", "edits.jsonl", "base.json", "quarantine.jsonl", "metrics.jsonl", "samples.jsonl",
+        "config.json", "edits.jsonl", "base.json", "answers.json", "quarantine.jsonl", "metrics.jsonl", "samples.jsonl",
         "state.safetensors", "summary.json",
     }  # fmt: skip
     told = json.loads((out / "config.json").read_text())
@@ -83,7 +71,7 @@ def test_the_folder_explains_itself(whole: Whole, data: Path) -> None:
     assert told["data"]["sha256"] == file_sha256(data)
     assert told["model"]["family"] == "gpt2"
     assert len(told["model"]["fingerprint"]) == 64
-    assert told["protocols"] == list(PROTOCOLS)
+    assert told["protocols"] == list(GENERAL)
     assert set(told["versions"]) == {"everedit", "torch", "transformers", "python"}
     assert told["settings"]["method"]["layers"] == [0, 1]
     assert told["settings"]["policy"]["lam"] == 1.0
@@ -106,7 +94,7 @@ def test_there_is_a_row_for_each_edit_and_each_checkpoint(whole: Whole) -> None:
         assert row["update_norm"] > 0
         assert row["memory_mb"] > 10
         for when in ("before", "immediate"):
-            assert row[when].keys() == PROTOCOLS.keys()
+            assert row[when].keys() == set(GENERAL)
             assert all(scores.keys() == METRICS for scores in row[when].values())
     assert all(row["before"][TOKENS]["reliability"] < 1 for row in edits)
     assert sum(row["immediate"][TOKENS]["reliability"] for row in edits) > sum(
@@ -117,13 +105,13 @@ def test_there_is_a_row_for_each_edit_and_each_checkpoint(whole: Whole) -> None:
 def test_the_summary_holds_every_number_asked_for(whole: Whole) -> None:
     _, out, summary = whole
     assert summary == json.loads((out / "summary.json").read_text())
-    assert summary["protocols"].keys() == PROTOCOLS.keys()
+    assert summary["protocols"].keys() == set(GENERAL)
     for scores in summary["protocols"].values():
         assert scores["unedited"].keys() == METRICS
         assert scores["unedited"]["locality"] == 1.0
         assert scores["checkpoints"].keys() == {"1", "3", "5"}
         for mark in scores["checkpoints"].values():
-            assert mark.keys() == {"immediate", "retained", "final"}
+            assert mark.keys() == {"immediate", "retained", "uncontradicted", "first_100", "final"}
             assert all(row.keys() == METRICS for row in mark.values())
     assert {"target", "keys", "solve", "policy", "score", "total"} <= summary["seconds_per_edit"].keys()
     assert {"contexts", "statistics"} <= summary["seconds_before"].keys()
@@ -250,20 +238,6 @@ def test_a_killed_run_resumes_to_the_same_end(
     done = finished + 1  # the checkpoint after the first edit has a row, too
     assert (out / "metrics.jsonl").read_text().split("\n")[:done] == kept[:done]
     assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
-
-
-class Interrupting(Silent):
-    """Sends this process an interrupt once so many edits are done."""
-
-    def __init__(self, after: int) -> None:
-        self.after, self.stages = after, []
-
-    def stage(self, text: str, total: int | None = None) -> None:
-        self.stages.append(text)
-
-    def step(self, done: int, note: str = "") -> None:
-        if self.stages[-1] == "editing" and done == self.after:
-            signal.raise_signal(signal.SIGINT)
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
+from typing import Any
 
 import pytest
 import torch
@@ -240,6 +244,29 @@ def test_is_found_again_by_content(corpus: Corpus, tmp_path: Path, monkeypatch: 
     assert MomentStore(other, corpus).root == tmp_path / "moments"
 
 
+def test_runs_side_by_side_compute_what_they_share_once(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm, started, gathered = shared("llama"), Event(), []
+
+    def slowly(*args: Any, **options: Any) -> Any:
+        gathered.append(args[1])
+        started.set()
+        # The other one has asked for the same by now.
+        time.sleep(0.3)
+        return accumulate(*args, **options)
+
+    monkeypatch.setattr(moments, "accumulate", slowly)
+    stores = [MomentStore(lm, corpus, root=tmp_path) for _ in range(2)]
+    with ThreadPoolExecutor() as threads:
+        first = threads.submit(stores[0].get, (0,))
+        assert started.wait(30)
+        second = threads.submit(stores[1].get, LAYERS)
+        assert torch.equal(first.result(60)[0].matrix, second.result(60)[0].matrix)
+    # The second pass is over what the first has left.
+    assert gathered == [[0], [2]]
+
+
 def _other_tokenizer(lm: LanguageModel, corpus: Corpus) -> tuple[LanguageModel, Corpus]:
     return LanguageModel(lm.name, fresh("gpt2").model, shared("gemma2").tokenizer), corpus
 
@@ -321,7 +348,7 @@ def test_a_damaged_file_is_named_and_never_used(
 
 def test_a_cache_that_cannot_be_written(corpus: Corpus, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(CacheError, match="cannot write layer_000") as caught:
+    with pytest.raises(CacheError, match="cannot write") as caught:
         MomentStore(shared("gpt2"), corpus, root=tmp_path / "file" / "moments").get(LAYERS)
     assert caught.value.fix
     assert (tmp_path / "file").read_text() == "not a folder"

@@ -40,7 +40,7 @@ def show_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]
     table = Table(title=title, title_justify="left", title_style="bold")
     for index, column in enumerate(columns):
         # The first column names the row: it must be readable, and searchable, on a narrow terminal too.
-        table.add_column(column, no_wrap=index == 0 and short)
+        table.add_column(column, no_wrap=index == 0 and short, overflow="fold")
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
     terminal.print(table)

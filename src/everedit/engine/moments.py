@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from everedit.cache import cache_root, digest
+from everedit.cache import cache_root, digest, held
 from everedit.engine.corpus import Corpus
 from everedit.engine.solve import Factor
 from everedit.errors import CacheError, EditError, NumericalError
@@ -127,7 +127,10 @@ class MomentStore:
         """
         if missing := self.missing(layers):
             self._require_text(missing)
-            self._compute(missing)
+            # Runs side by side want the same statistics at the same time: one computes, the others wait and read.
+            with held(self.folder):
+                if missing := self.missing(layers):
+                    self._compute(missing)
         for layer in layers:
             if layer not in self._held:
                 self._held[layer] = self._load(layer)

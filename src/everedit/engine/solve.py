@@ -13,7 +13,7 @@ from torch import Tensor
 from everedit.errors import NumericalError
 from everedit.patch import LowRank
 
-__all__ = ["Factor", "equality_update", "rank_one_update", "recursive_gain", "ridge_update"]
+__all__ = ["Factor", "equality_update", "largest_singular_value", "rank_one_update", "recursive_gain", "ridge_update"]
 
 
 @dataclass(frozen=True)
@@ -113,3 +113,9 @@ def recursive_gain(inverse: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
     new = inverse - gain @ pk.T
     # In rows, as it comes back from a file: how a matrix lies in memory decides how products with it round.
     return gain, ((new + new.T) / 2).contiguous()
+
+
+def largest_singular_value(matrix: Tensor) -> float:
+    """Return the largest singular value of a matrix, from the smaller of its Gram matrices."""
+    wide = matrix.double() if matrix.shape[0] <= matrix.shape[1] else matrix.double().T
+    return float(torch.linalg.eigvalsh(wide @ wide.T)[-1].clamp_min(0).sqrt())

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from everedit.engine.solve import largest_singular_value
 from everedit.errors import NumericalError
 from everedit.models import LanguageModel
 from everedit.models.layout import oriented
@@ -43,6 +44,7 @@ class EditedWeights:
         self._originals: dict[str, Tensor] = {}
         self._masters: dict[str, Tensor] = {}
         self._shown: dict[str, Tensor] = {}
+        self._largest: dict[str, float] = {}
         self._face: Face = "shown"
 
     def _weight(self, name: str) -> Tensor:
@@ -142,4 +144,13 @@ class EditedWeights:
         return {
             name: float(self._on(self._face, name).float().norm() / original.float().norm())
             for name, original in self._originals.items()
+        }
+
+    def singular_value_ratios(self) -> dict[str, float]:
+        """Return s_max(W) / s_max(W_base) of each changed weight, as the model holds it now."""
+        for name, original in self._originals.items():
+            if name not in self._largest:
+                self._largest[name] = largest_singular_value(original)
+        return {
+            name: largest_singular_value(self._on(self._face, name)) / self._largest[name] for name in self._originals
         }

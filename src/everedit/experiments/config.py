@@ -9,9 +9,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from everedit.errors import EditError
-from everedit.evaluation import PROTOCOLS
+from everedit.evaluation import GENERAL, JudgeConfig
 
-__all__ = ["RunConfig", "StatsConfig", "apply_settings"]
+__all__ = ["RunConfig", "StatsConfig", "apply_settings", "problems_of", "put", "read_yaml"]
 
 
 class StatsConfig(BaseModel):
@@ -39,18 +39,23 @@ class RunConfig(BaseModel):
     batch: int = Field(1, ge=1, description="how many edits are made at once, by methods that solve batches")
     checkpoints: tuple[int, ...] = Field((1, 10, 50), description="after how many edits all of them are scored")
     seed: int = 0
+    shuffle: bool = Field(False, description="draw the order of the records with the seed: another stream for each")
+    single: bool = Field(False, description="take every edit back before the next one: single edits, no stream")
     device: str | None = None
     dtype: str | None = None
     method_settings: dict[str, Any] = {}
     policy_settings: dict[str, Any] = {}
     stats: StatsConfig = Field(default_factory=lambda: StatsConfig.model_validate({}))
-    protocols: tuple[str, ...] = tuple(PROTOCOLS)
+    protocols: tuple[str, ...] = GENERAL
+    judge: JudgeConfig | None = Field(None, description="who judges free answers under wild/judged@1")
+    references: Path | None = Field(None, description="reference texts for the consistency of rome/generation@1")
     known: Literal["quarantine", "keep"] = Field("quarantine", description="edits whose target the model says already")
     contradictions: Literal["quarantine", "keep"] = "quarantine"
 
     @model_validator(mode="after")
     def _end_is_a_checkpoint(self) -> RunConfig:
-        marks = {mark for mark in self.checkpoints if 0 < mark < self.edits}
+        # What is taken back at once cannot be forgotten: only the end of single edits has a meaning.
+        marks = set() if self.single else {mark for mark in self.checkpoints if 0 < mark < self.edits}
         object.__setattr__(self, "checkpoints", (*sorted(marks), self.edits))
         return self
 
@@ -62,18 +67,24 @@ class RunConfig(BaseModel):
         """
         values: dict[str, Any] = {}
         if file is not None:
-            values = _read_yaml(file)
+            values = read_yaml(file)
         values.update({key: value for key, value in flags.items() if value is not None})
         apply_settings(values, settings)
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
             known = ", ".join(cls.model_fields)
-            raise EditError(what=f"bad configuration: {problems}", fix=f"known keys: {known}") from error
+            what = f"bad configuration: {problems_of(error)}"
+            raise EditError(what=what, where=str(file or ""), fix=f"known keys: {known}") from error
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
+def problems_of(error: ValidationError) -> str:
+    """Return every problem of a validation on one line, each behind the key that it is about."""
+    return "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """Return the mapping in a YAML file. Raises :class:`EditError` that names the file if it holds none."""
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -94,13 +105,19 @@ def apply_settings(values: dict[str, Any], settings: list[str]) -> None:
         if not equals or not path:
             what = f"'{setting}' is not of the form key=value"
             raise EditError(what=what, where="--set", fix="for example --set policy.lam=10")
-        head, *rest = path.split(".")
-        keys = [f"{head}_settings" if head in ("method", "policy") and rest else head, *rest]
-        target = values
-        for key in keys[:-1]:
-            target[key] = dict(target.get(key) or {})
-            target = target[key]
-        target[keys[-1]] = _number(yaml.safe_load(text))
+        put(values, path, yaml.safe_load(text))
+
+
+def put(values: dict[str, Any], path: str, value: Any) -> None:
+    """Put ``value`` at a dotted ``path`` of nested ``values``; no mapping that was in there before is changed."""
+    head, *rest = path.split(".")
+    keys = [f"{head}_settings" if head in ("method", "policy") and rest else head, *rest]
+    target = values
+    for key in keys[:-1]:
+        held = target.get(key)
+        target[key] = dict(held) if isinstance(held, dict) else {}
+        target = target[key]
+    target[keys[-1]] = _number(value)
 
 
 def _number(value: Any) -> Any:

@@ -71,9 +71,9 @@ class RunFolder:
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         atomic_write(self.path / name, lambda scratch: scratch.write_text(lines, encoding="utf-8"))
 
-    def append(self, row: dict[str, Any]) -> None:
-        """Add a row to ``metrics.jsonl``."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as stream:
+    def append(self, row: dict[str, Any], name: str = "metrics.jsonl") -> None:
+        """Add a row to a JSONL file."""
+        with (self.path / name).open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def rows(self, name: str) -> list[dict[str, Any]]:

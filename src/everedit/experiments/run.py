@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
-import platform
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-
-from everedit._version import __version__
-from everedit.cache import file_sha256
-from everedit.data import Loaded, Rejected, load_edits
+from everedit.data import Loaded, Rejected, data_set, load_edits
 from everedit.edit import Edit
-from everedit.editor import Commit, Editor
+from everedit.editor import Commit, Editor, StreamState
 from everedit.engine.moments import Corpus
+from everedit.engine.state import State
+from everedit.engine.weights import Snapshot
 from everedit.errors import EditError, EvereditError, NumericalError, TokenError
-from everedit.evaluation import Baseline, EditScores, Evaluator
-from everedit.evaluation.evaluate import average
+from everedit.evaluation import (
+    GENERAL,
+    PROTOCOLS,
+    Baseline,
+    EditScores,
+    EndpointJudge,
+    Evaluator,
+    References,
+)
+from everedit.evaluation.metrics import mean
 from everedit.experiments.config import RunConfig
 from everedit.experiments.folder import RunFolder
-from everedit.experiments.summary import summarise
+from everedit.experiments.records import described, edit_row
+from everedit.experiments.summary import checkpoint_scores, summarise
 from everedit.models import LanguageModel, load_model
-from everedit.models.memory import peak_memory_mb, resident_mb
+from everedit.models.memory import peak_memory_mb
 from everedit.reporting import Reporter, Silent
 
-__all__ = ["make_editor", "resume", "start"]
+__all__ = ["make_editor", "make_evaluator", "resume", "start"]
 
 
 def start(config: RunConfig, out: Path, *, reporter: Reporter | None = None, command: str = "") -> dict[str, Any]:
@@ -37,6 +42,7 @@ def start(config: RunConfig, out: Path, *, reporter: Reporter | None = None, com
     Raises :class:`EvereditError` before anything is computed if the config, the data or the folder will not do.
     """
     loaded = load_edits(config.data, config.data_path, keep_contradictions=config.contradictions == "keep")
+    data_set(loaded.name).require_protocols(loaded.name, config.protocols, GENERAL)
     if not loaded.edits:
         raise EditError(
             what="the file holds no edit that can be used", where=str(loaded.path), fix="see everedit data validate"
@@ -45,7 +51,7 @@ def start(config: RunConfig, out: Path, *, reporter: Reporter | None = None, com
     run = _Run(config, folder, reporter or Silent())
     run.load()
     run.choose(loaded)
-    folder.write_json("config.json", run.describe(loaded, command))
+    folder.write_json("config.json", described(config, run.editor, loaded, len(run.edits), command))
     run.save_choice()
     return run.go()
 
@@ -78,6 +84,13 @@ def make_editor(lm: LanguageModel, config: RunConfig) -> Editor:
     )
 
 
+def make_evaluator(lm: LanguageModel, config: RunConfig) -> Evaluator:
+    """Return the evaluator that a config describes. Raises :class:`EvereditError` for a protocol that cannot be."""
+    judge = EndpointJudge(config.judge) if config.judge else None
+    references = References.load(config.references) if config.references else None
+    return Evaluator(lm, config.protocols, judge, references, config.seed)
+
+
 @dataclass
 class _Run:
     config: RunConfig
@@ -94,13 +107,15 @@ class _Run:
         self.lm = load_model(self.config.model, device=self.config.device, dtype=self.config.dtype)
         self.editor = make_editor(self.lm, self.config)
         self.editor.require_batches(self.config.batch)
-        self.evaluator = Evaluator(self.lm, self.config.protocols)
+        self.evaluator = make_evaluator(self.lm, self.config)
         self.editor.bench.moments.progress = lambda done, _: self.reporter.step(done)
 
     def choose(self, loaded: Loaded) -> None:
         """Take edits in order until there are enough, setting aside those that do not fit or change nothing."""
         self.rejected = list(loaded.rejected)
         queue = list(zip(loaded.edits, loaded.lines, strict=True))
+        if self.config.shuffle:
+            random.Random(self.config.seed).shuffle(queue)
         stored = Baseline.empty()
         self.reporter.stage("reading the unedited model's answers", self.config.edits)
         while queue and len(self.edits) < self.config.edits:
@@ -158,6 +173,8 @@ class _Run:
         self.editor.load_state(state)
         self.rows = [row for row in self.folder.rows("metrics.jsonl") if row["n"] <= done]
         self.folder.write_rows("metrics.jsonl", self.rows)
+        if self.config.single:
+            self._final = self._made_singly(done)
         self.reporter.stage("editing", len(self.edits))
         self.reporter.step(done, self._running())
         for n, commit in self._stream(done):
@@ -168,8 +185,10 @@ class _Run:
             seconds = {phase: value / len(edits) for phase, value in spent.items()}
             before = self.evaluator.score_baseline(edits, self.baseline)
             for offset, (edit, old, new) in enumerate(zip(edits, before, immediate, strict=True)):
-                self._record(_edit_row(first + offset, edit, commit, old.scores, new.scores, seconds))
-            if any(first <= mark <= n for mark in (*self.config.checkpoints, len(self.edits))):
+                self._record(edit_row(first + offset, edit, commit, old.scores, new.scores, seconds))
+            if self.config.single:
+                self._take_back(immediate)
+            elif any(first <= mark <= n for mark in (*self.config.checkpoints, len(self.edits))):
                 self._checkpoint(n)
             self.folder.save_state(self.editor.state(), n)
             self.reporter.step(n, self._running())
@@ -197,14 +216,42 @@ class _Run:
                 yield done, commit
             singly = max(0, singly - 1)
 
+    def _made_singly(self, done: int) -> list[EditScores]:
+        """Read back what the first ``done`` single edits scored, and forget what was written of a later one."""
+        kept = [row for row in self.folder.rows("samples.jsonl") if row["n"] <= done] if done else []
+        self.folder.write_rows("samples.jsonl", kept)
+        samples: dict[int, list[dict[str, str]]] = {}
+        for row in kept:
+            samples.setdefault(row["n"], []).append({key: row[key] for key in row if key not in ("edit_id", "n")})
+        edits = (row for row in self.rows if row["kind"] == "edit")
+        return [EditScores(row["immediate"], samples.get(row["n"], [])) for row in edits]
+
+    def _take_back(self, scores: list[EditScores]) -> None:
+        """Go back to the unedited model; values that were found ahead of time stay."""
+        for item in scores:
+            self._final.append(item)
+            for row in self._sample_rows(len(self._final), item):
+                self.folder.append(row, "samples.jsonl")
+        pending = self.editor.state().pending
+        self.editor.load_state(StreamState(Snapshot({}), State(), State(), pending))
+
+    def _sample_rows(self, n: int, scores: EditScores) -> Iterator[dict[str, Any]]:
+        edit = self.edits[n - 1]
+        yield from ({"edit_id": edit.id, "n": n, **sample} for sample in scores.samples)
+
     def _checkpoint(self, n: int) -> None:
-        self._final = self.evaluator.score(self.edits[:n], self.baseline)
+        edits = self.edits[:n]
+        if not self.config.single:
+            now = self.evaluator.answers(edits, self.baseline)
+            self._final = self.evaluator.score_answers(edits, now, self.baseline)
+            self.folder.write_json("answers.json", Baseline(now).as_json())
         self._record(
             {
                 "kind": "checkpoint",
                 "n": n,
-                "retained": average(self._final),
+                **checkpoint_scores(edits, self._final, self.config.seed, single=self.config.single),
                 "norm_ratio": self.editor.norm_ratios(),
+                "singular_value_ratio": self.editor.singular_value_ratios(),
                 "peak_memory_mb": peak_memory_mb(),
             }
         )
@@ -214,8 +261,10 @@ class _Run:
         self.folder.append(row)
 
     def _running(self) -> str:
-        done = [row["immediate"][self.config.protocols[0]]["reliability"] for row in self.rows if row["kind"] == "edit"]
-        return f"reliability {sum(done) / len(done):.3f}" if done else ""
+        name = self.config.protocols[0]
+        metric = PROTOCOLS[name].metrics[0]
+        done = mean(row["immediate"][name][metric] for row in self.rows if row["kind"] == "edit")
+        return f"{metric} {done:.3f}" if done is not None else ""
 
     def _finish(self, spent_before: dict[str, float]) -> dict[str, Any]:
         n = len(self.edits)
@@ -227,11 +276,7 @@ class _Run:
             # What was to be the last edit was set aside.
             self._checkpoint(n)
         final = self._final if len(self._final) == n else self.evaluator.score(self.edits, self.baseline)
-        samples = [
-            {"edit_id": edit.id, "n": n, **sample}
-            for edit, scores in zip(self.edits, final, strict=True)
-            for sample in scores.samples
-        ]
+        samples = (row for number, item in enumerate(final, start=1) for row in self._sample_rows(number, item))
         self.folder.write_rows("samples.jsonl", samples)
         before = [item.scores for item in self.evaluator.score_baseline(self.edits, self.baseline)]
         scores = [item.scores for item in final]
@@ -242,58 +287,3 @@ class _Run:
         summary["counts"] = {**state.method.values, **state.policy.values}
         self.folder.write_json("summary.json", summary)
         return summary
-
-    def describe(self, loaded: Loaded, command: str) -> dict[str, Any]:
-        """Return all that the run depends on, for ``config.json``."""
-        method, policy = self.editor.method, self.editor.policy
-        return {
-            "model": {
-                "name": self.config.model,
-                "family": self.lm.layout.family.name,
-                "parameters": self.lm.parameters,
-                "fingerprint": self.lm.fingerprint,
-                "dtype": str(self.lm.dtype).removeprefix("torch."),
-                "device": str(self.lm.device),
-            },
-            "method": method.name,
-            "policy": policy.name,
-            "data": {"name": loaded.name, "path": str(loaded.path), "sha256": file_sha256(loaded.path)},
-            "edits": len(self.edits),
-            "checkpoints": list(self.config.checkpoints),
-            "seed": self.config.seed,
-            "settings": {
-                "method": method.config.model_dump(mode="json"),
-                "policy": policy.settings,
-            },
-            "statistics": self.editor.bench.moments.provenance["corpus"],
-            "protocols": list(self.config.protocols),
-            "versions": {
-                "everedit": __version__,
-                "torch": torch.__version__,
-                "transformers": transformers.__version__,
-                "python": platform.python_version(),
-            },
-            "command": command,
-            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "run": self.config.model_dump(mode="json"),
-        }
-
-
-def _edit_row(
-    n: int, edit: Edit, commit: Commit, before: dict[str, Any], immediate: dict[str, Any], seconds: dict[str, float]
-) -> dict[str, Any]:
-    return {
-        "kind": "edit",
-        "n": n,
-        "edit_id": edit.id,
-        "prompt": edit.prompt,
-        "subject": edit.subject,
-        "target_new": edit.target_new,
-        "ground_truth": edit.ground_truth,
-        "seconds": {phase: round(value, 4) for phase, value in seconds.items()},
-        "update_norm": commit.norm,
-        "target_probability": commit.target_probability,
-        "memory_mb": resident_mb(),
-        "before": before,
-        "immediate": immediate,
-    }

@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from everedit.engine.solve import largest_singular_value
 from everedit.policies._base import Policy, PolicyConfig
 
 _BASES = {"log": math.e, "log2": 2.0, "log1_5": 1.5, "log1_2": 1.2}
@@ -72,12 +73,6 @@ class Prune(Policy):
         if wide:
             return shift + (vectors * factors) @ (vectors.T @ shift)
         return shift + (shift @ vectors * factors) @ vectors.T
-
-
-def largest_singular_value(matrix: Tensor) -> float:
-    """Return the largest singular value of a matrix, from the smaller of its Gram matrices."""
-    wide = matrix.double() if matrix.shape[0] <= matrix.shape[1] else matrix.double().T
-    return float(torch.linalg.eigvalsh(wide @ wide.T)[-1].clamp_min(0).sqrt())
 
 
 POLICY = Prune
