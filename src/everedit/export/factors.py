@@ -11,6 +11,8 @@ from everedit.patch import Delta, LowRank
 
 __all__ = ["Factors", "factorised", "rounding"]
 
+_SKETCHES = (16, 64, 256)
+
 
 @dataclass(frozen=True)
 class Factors:
@@ -31,33 +33,65 @@ class Factors:
         return self.left.shape[1]
 
 
+@dataclass(frozen=True)
+class _Decomposed:
+    """U (d_out, r), singular values in descending order, V (d_in, r), and the norm of what these leave out."""
+
+    left: Tensor
+    values: Tensor
+    right: Tensor
+    left_out: float = 0.0
+
+
 def factorised(delta: Delta, noise: float = 0.0, most: int | None = None) -> Factors:
     """Return balanced factors of ``delta``.
 
     What is kept are the largest singular values: as few as leave no more than ``noise`` (Frobenius norm) out, and at
     most ``most``.
     """
-    left, values, right = _svd(delta)
+    found = _decomposed(delta, noise)
+    values = found.values
     # What is left out if the first 0, 1, 2, … are kept.
-    rest = values.square().flip(0).cumsum(0).sqrt().flip(0)
-    floor = max(noise, float(torch.finfo(values.dtype).eps) * max(len(left), len(right)) * float(values.sum()))
+    rest = (values.square().flip(0).cumsum(0).flip(0) + found.left_out**2).sqrt()
+    floor = max(
+        noise, float(torch.finfo(values.dtype).eps) * max(len(found.left), len(found.right)) * float(values.sum())
+    )
     rank = int((rest > floor).sum())
     kept = rank if most is None else min(rank, most)
     roots = values[:kept].sqrt()
-    lost, whole = float(rest[kept]) if kept < len(rest) else 0.0, float(rest[0]) if len(rest) else 0.0
-    return Factors(left[:, :kept] * roots, right[:, :kept] * roots, lost / whole if whole else 0.0, rank)
+    lost, whole = float(rest[kept]) if kept < len(rest) else found.left_out, float(rest[0]) if len(rest) else 0.0
+    return Factors(found.left[:, :kept] * roots, found.right[:, :kept] * roots, lost / whole if whole else 0.0, rank)
 
 
-def _svd(delta: Delta) -> tuple[Tensor, Tensor, Tensor]:
-    """Return U (d_out, r), the singular values in descending order, and V (d_in, r), in float64."""
-    if not isinstance(delta, LowRank) or delta.left.shape[1] >= min(len(delta.left), len(delta.right)):
-        left, values, right = torch.linalg.svd(delta.dense().double(), full_matrices=False)
-        return left, values, right.T
-    # Of a product of factors only the small middle has to be decomposed.
-    outer_left, small_left = torch.linalg.qr(delta.left.double())
-    outer_right, small_right = torch.linalg.qr(delta.right.double())
-    left, values, right = torch.linalg.svd(small_left @ small_right.T)
-    return outer_left @ left, values, outer_right @ right.T
+def _decomposed(delta: Delta, noise: float) -> _Decomposed:
+    if isinstance(delta, LowRank) and delta.left.shape[1] < min(len(delta.left), len(delta.right)):
+        # Of a product of factors only the small middle has to be decomposed.
+        outer_left, small_left = torch.linalg.qr(delta.left.double())
+        outer_right, small_right = torch.linalg.qr(delta.right.double())
+        left, values, right = torch.linalg.svd(small_left @ small_right.T)
+        return _Decomposed(outer_left @ left, values, outer_right @ right.T)
+    matrix = delta.dense().double()
+    for width in _SKETCHES:
+        if 2 * width < min(matrix.shape) and (found := _sketched(matrix, width, noise)):
+            return found
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    return _Decomposed(left, values, right.T)
+
+
+def _sketched(matrix: Tensor, width: int, noise: float) -> _Decomposed | None:
+    """Decompose what a random sketch of ``width`` columns sees of a matrix; None if it leaves out more than ``noise``.
+
+    A change of low rank comes out of some products of thin matrices, and no large one has to be decomposed.
+    """
+    made = torch.Generator().manual_seed(width)
+    sketch = torch.randn(matrix.shape[1], width, generator=made, dtype=matrix.dtype).to(matrix.device)
+    basis = torch.linalg.qr(matrix @ sketch)[0]
+    small = basis.T @ matrix
+    left_out = float((matrix - basis @ small).norm())
+    if left_out > noise:
+        return None
+    left, values, right = torch.linalg.svd(small, full_matrices=False)
+    return _Decomposed(basis @ left, values, right.T, left_out)
 
 
 def rounding(weight: Tensor, dtype: torch.dtype, times: int = 1) -> float:
