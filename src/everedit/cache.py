@@ -61,18 +61,20 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
-        with _held(left) as abandoned:
+        # Another process may be at the same work.
+        with suppress(FileNotFoundError), _held(left) as abandoned:
             if abandoned:
                 shutil.rmtree(left, ignore_errors=True)
     scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial"))
     try:
         with _held(scratch):
             yield scratch
-            for part in sorted(scratch.rglob("*")):
+            # mkdtemp makes private folders, and safetensors private files; results are meant to be shared.
+            scratch.chmod(0o755)
+            for part in scratch.rglob("*"):
+                part.chmod(0o755 if part.is_dir() else 0o644)
                 if part.is_file():
                     _to_disk(part)
-            # mkdtemp makes private folders.
-            scratch.chmod(0o755)
             os.replace(scratch, path)
         with suppress(OSError):  # not every system opens folders
             _to_disk(path)

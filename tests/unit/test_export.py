@@ -114,6 +114,7 @@ def llama(corpus_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Export
 
 def test_a_merged_folder_is_all_that_a_model_needs(llama: Exported) -> None:
     assert llama.merged.stat().st_mode & 0o777 == 0o755
+    assert {path.stat().st_mode & 0o777 for path in llama.merged.iterdir()} == {0o644}
     names = {path.name for path in llama.merged.iterdir()}
     assert {"config.json", "generation_config.json", "tokenizer.json", "model.safetensors", "README.md"} <= names
     tokenizer = AutoTokenizer.from_pretrained(llama.merged)

@@ -14,10 +14,12 @@ from everedit.models import LanguageModel
 
 __all__ = ["Perplexity", "perplexity"]
 
+_LARGEST = 700.0
+
 
 @dataclass(frozen=True)
 class Perplexity:
-    """The ``value``, over the ``tokens`` that were predicted."""
+    """The ``value``, infinite where it is too large for a number, over the ``tokens`` that were predicted."""
 
     value: float
     tokens: int
@@ -44,4 +46,5 @@ def perplexity(lm: LanguageModel, texts: Sequence[str], window_tokens: int = 512
             tokens += len(states)
     if not tokens:
         raise EditError(what="the text has no token to predict", fix="give a text of at least two tokens")
-    return Perplexity(math.exp(loss / tokens), tokens)
+    mean = loss / tokens
+    return Perplexity(math.exp(mean) if mean < _LARGEST else math.inf, tokens)

@@ -21,7 +21,7 @@ __all__ = ["Begun"]
 # How far quantised weights may lie from the model's own, relative to their norm.
 _SLACK = {"Q8_0": 0.02, "Q6_K": 0.05, "Q5_0": 0.1, "Q5_1": 0.1, "Q5_K": 0.1}
 _SLACK_OF_FEWER_BITS = 0.5
-_WRITTEN_BY_THE_WRITER = ("general.architecture", "general.alignment")
+_WRITTEN_ANEW = ("GGUF.", "general.architecture", "everedit.")
 
 
 class Begun:
@@ -43,11 +43,12 @@ class Begun:
     def describe(self, writer: Any) -> None:
         """Copy what the file says of itself."""
         for field in self._reader.fields.values():
-            if field.name in _WRITTEN_BY_THE_WRITER or field.name.startswith("GGUF."):
-                continue
             kind = field.types[0]
-            inner = field.types[-1] if kind == self._gguf.GGUFValueType.ARRAY else None
-            writer.add_key_value(field.name, field.contents(), kind, sub_type=inner)
+            if field.name == "general.alignment":
+                writer.add_custom_alignment(int(field.contents()))
+            elif not field.name.startswith(_WRITTEN_ANEW):
+                inner = field.types[-1] if kind == self._gguf.GGUFValueType.ARRAY else None
+                writer.add_key_value(field.name, field.contents(), kind, sub_type=inner)
 
     def plan(self, weights: Weights) -> Iterator[Planned]:
         """Yield the file's tensors in their order: as they are, or made anew where they were edited."""
@@ -69,7 +70,7 @@ class Begun:
 
     def _values(self, tensor: str) -> torch.Tensor:
         found = self._by_name[tensor]
-        return torch.from_numpy(np.ascontiguousarray(self._gguf.quants.dequantize(found.data, found.tensor_type)))
+        return torch.from_numpy(np.array(self._gguf.quants.dequantize(found.data, found.tensor_type)))
 
     def _require_same(self, lm: LanguageModel, tensor: str, name: str) -> None:
         """A tensor that is replaced must have held the weight that was edited, up to its quantisation."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -58,11 +59,14 @@ class Names:
         if self.architecture not in self.gguf.MODEL_ARCH_NAMES.values():
             raise NotApplicable(what=f"the installed gguf library does not know the architecture '{self.architecture}'")
 
+    @cached_property
+    def _known(self) -> Any:
+        kind = next(key for key, value in self.gguf.MODEL_ARCH_NAMES.items() if value == self.architecture)
+        return self.gguf.get_tensor_name_map(kind, self.lm.layout.n_layers)
+
     def tensor(self, name: str) -> str | None:
         """Return a parameter's name in the file; None if it has none."""
-        kind = next(key for key, value in self.gguf.MODEL_ARCH_NAMES.items() if value == self.architecture)
-        known = self.gguf.get_tensor_name_map(kind, self.lm.layout.n_layers)
-        found: str | None = known.get_name(name, try_suffixes=(".weight", ".bias"))
+        found: str | None = self._known.get_name(name, try_suffixes=(".weight", ".bias"))
         return found
 
     def arranged(self, name: str, weight: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ def _figures(found: dict[str, Factors], width: int) -> dict[str, Any]:
         "vllm_max_lora_rank": next((rank for rank in VLLM_RANKS if rank >= width), None),
         "modules": {
             name.removesuffix(".weight"): {"rank": factors.rank, "relative_error": factors.relative_error}
-            for name, factors in sorted(found.items())
+            for name, factors in found.items()
         },
     }
 
@@ -110,6 +110,7 @@ def _config(peft: Any, lm: LanguageModel, names: list[str], width: int) -> Any:
     layers = sorted({layer for _, layer, _ in places})
     conv1d = [isinstance(owner(lm, name), Conv1D) for name in names]
     every = max(lm.layout.n_layers, 1 + max(layers))
+    # Where peft looks for the base model if it is given none.
     source = lm.model.name_or_path or lm.name
     return peft.LoraConfig(
         r=width,

@@ -165,8 +165,12 @@ class Source:
             "beside": list(self.beside),
             "facts": [fact.as_dict() for fact in self.facts],
             "damage": None if self.damage is None else asdict(self.damage),
-            "weights": {name: self._digest(lm, name) for name in sorted(self.change.deltas)},
+            "weights": {name: self._digest(lm, name) for name in self._in_order(lm)},
         }
+
+    def _in_order(self, lm: LanguageModel) -> list[str]:
+        places = {name: place for place, (name, _) in enumerate(lm.model.named_parameters())}
+        return sorted(self.change.deltas, key=lambda name: (places.get(name, -1), name))
 
     def _digest(self, lm: LanguageModel, name: str) -> dict[str, Any]:
         delta, base = self.change.deltas[name], oriented(owner(lm, name))

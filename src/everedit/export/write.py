@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -59,7 +60,8 @@ def export(source: Source, format: str, out: str | Path, **options: Any) -> Expo
             with atomic_folder(path) as folder:
                 figures = exporter.write(source, lm, folder, chosen)
                 about = {"everedit": __version__, "format": format, "figures": figures, **origin}
-                (folder / "everedit.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+                text = json.dumps(_finite(about), indent=2, allow_nan=False)
+                (folder / "everedit.json").write_text(text + "\n", encoding="utf-8")
                 (folder / "README.md").write_text(card(source, about), encoding="utf-8")
                 files = tuple(sorted(part.name for part in folder.iterdir()))
     except EvereditError:
@@ -71,6 +73,15 @@ def export(source: Source, format: str, out: str | Path, **options: Any) -> Expo
             fix="choose a folder you may write to and that has space",
         ) from error
     return Exported(format, path, files, figures)
+
+
+def _finite(value: Any) -> Any:
+    """Return a JSON-like value whose numbers JSON has: a broken model's perplexity is infinite."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _require_free(path: Path) -> None:
