@@ -20,17 +20,19 @@ params.warmup, params.verbosity = False, 0
 params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
 server = xllamacpp.Server(params)
 
+def ask(what, **body):
+    url, raw = f"{server.listening_address}/{what}", json.dumps(body).encode()
+    return json.load(urllib.request.urlopen(urllib.request.Request(url, raw, {"Content-Type": "application/json"})))
+
 def tokens(text):
-    body = json.dumps({"content": text, "add_special": True}).encode()
-    request = urllib.request.Request(server.listening_address + "/tokenize", body, {"Content-Type": "application/json"})
-    return json.load(urllib.request.urlopen(request))["tokens"]
+    return ask("tokenize", content=text, add_special=True)["tokens"]
 
 def continuation(prompt):
-    body = {"prompt": prompt, "max_tokens": asked["new"], "temperature": 0, "logprobs": asked["top"]}
-    choice = server.handle_completions({**body, "cache_prompt": False})["choices"][0]
-    steps = choice["logprobs"]["content"]
+    options = {"n_predict": asked["new"], "n_probs": asked["top"], "temperature": 0, "cache_prompt": False}
+    answer = ask("completion", prompt=prompt, **options)
+    steps = answer.get("completion_probabilities", [])
     return {
-        "text": choice["text"],
+        "text": answer["content"],
         "ids": [step["id"] for step in steps],
         "top": [{other["id"]: other["logprob"] for other in step["top_logprobs"]} for step in steps],
     }
