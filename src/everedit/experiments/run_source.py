@@ -7,6 +7,7 @@ from typing import Any
 
 from everedit.edit import Edit
 from everedit.editor import Editor
+from everedit.engine.settings import validated
 from everedit.errors import RunFolderError
 from everedit.evaluation import Evaluator
 from everedit.experiments.config import RunConfig
@@ -27,7 +28,7 @@ def source_of_run(path: str | Path, *, measure: bool = True, device: str | None 
     """
     folder = RunFolder.open(Path(path))
     described = folder.read_json("config.json")
-    config = RunConfig.model_validate(described["run"])
+    config = validated(RunConfig, described["run"], str(folder.path / "config.json"))
     lm = load_model(config.model, device=device or config.device, dtype=config.dtype)
     if lm.fingerprint != described["model"]["fingerprint"]:
         raise RunFolderError(
@@ -50,4 +51,6 @@ def _measured(editor: Editor, config: RunConfig, facts: list[FactRecord]) -> Sou
 
 def _record(row: dict[str, Any], described: dict[str, Any]) -> FactRecord:
     line, data = row.pop("line"), described["data"]
-    return FactRecord(Edit.model_validate(row), at=described["created"], source=f"{data['name']}, line {line}")
+    return FactRecord(
+        Edit.model_validate(row), at=described["created"], source=f"{Path(data['path']).name}, line {line}"
+    )
