@@ -25,6 +25,7 @@ from everedit.methods import Method, method_class
 from everedit.models import LanguageModel, load_model
 from everedit.models.layout import oriented
 from everedit.outcome import Answer, Commit, EditResult, StreamState
+from everedit.patch import Patch
 from everedit.policies import Preparation, Step, make_policy
 
 __all__ = ["Answer", "Commit", "EditResult", "Editor", "StreamState"]
@@ -314,6 +315,10 @@ class Editor:
         self._weights.restore(state.weights)
         self._take(state.method, state.policy)
         self._pending = dict(state.pending)
+
+    def net_change(self) -> Patch:
+        """Return all that was done to the weights, as one patch of the unedited model."""
+        return self._weights.net_change()
 
     def norm_ratios(self) -> dict[str, float]:
         """Return ||W_now|| / ||W_base|| of each changed weight."""

@@ -6,6 +6,7 @@ __all__ = [
     "CacheError",
     "EditError",
     "EvereditError",
+    "ExportError",
     "ModelError",
     "NotApplicable",
     "NumericalError",
@@ -54,6 +55,10 @@ class NumericalError(EvereditError, ArithmeticError):
 
 class CacheError(EvereditError, OSError):
     """A cached file is damaged or a folder cannot be written."""
+
+
+class ExportError(EvereditError, OSError):
+    """An export cannot be written, or something stands where it should go."""
 
 
 class RunFolderError(EvereditError, OSError):

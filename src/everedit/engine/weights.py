@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -14,7 +14,7 @@ from everedit.engine.solve import largest_singular_value
 from everedit.errors import NumericalError
 from everedit.models import LanguageModel
 from everedit.models.layout import oriented
-from everedit.patch import Patch
+from everedit.patch import Delta, Dense, Patch
 
 __all__ = ["EditedWeights", "Snapshot"]
 
@@ -63,6 +63,10 @@ class EditedWeights:
         if name not in self._masters:
             return torch.zeros_like(self._weight(name), dtype=torch.float64)
         return self._masters[name].double() - self._originals[name].double()
+
+    def net_change(self) -> Patch:
+        """Return what the model shows of each changed weight less the original, in float64, which loses no bit."""
+        return Patch(_Differences(dict(self._originals), dict(self._shown)))
 
     def names(self) -> list[str]:
         """Return the names of the changed weights."""
@@ -154,3 +158,20 @@ class EditedWeights:
         return {
             name: largest_singular_value(self._on(self._face, name)) / self._largest[name] for name in self._originals
         }
+
+
+@dataclass(frozen=True)
+class _Differences(Mapping[str, Delta]):
+    """Dense changes, each computed when it is asked for: all of them together may be larger than the model."""
+
+    originals: dict[str, Tensor]
+    shown: dict[str, Tensor]
+
+    def __getitem__(self, name: str) -> Dense:
+        return Dense(self.shown[name].double() - self.originals[name].double())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self.shown))
+
+    def __len__(self) -> int:
+        return len(self.shown)
