@@ -36,16 +36,29 @@ def _as_tuple(value: Any) -> Any:
 
 
 Text = Annotated[str, BeforeValidator(_clean), Field(min_length=1)]
+Texts = Annotated[tuple[Text, ...], BeforeValidator(_as_tuple)]
 
 
 class Probe(BaseModel):
-    """A prompt with the answer that it should have; ``kind`` names what sort of probe it is."""
+    """A prompt with the answer that it should have; ``kind`` names what sort of probe it is.
+
+    ``aliases`` are other right answers, which free text may give. Probes of one ``case`` ask one thing in several ways.
+    ``needs`` are the facts beside the edit that an answer rests on.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     prompt: Text
     answer: Text
     kind: str = ""
+    aliases: Texts = ()
+    case: str = ""
+    needs: tuple[Probe, ...] = ()
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """Every right answer."""
+        return (self.answer, *self.aliases)
 
 
 class Edit(BaseModel):
@@ -54,7 +67,8 @@ class Edit(BaseModel):
     ``subject`` is the entity that the fact is about, as it stands in the prompt; methods that locate a fact
     need it. ``ground_truth`` is the answer that was true before. ``rephrase`` asks for the same fact in
     other words; ``locality`` holds prompts whose answer must stay; ``portability`` prompts whose answer
-    follows from the new fact.
+    follows from the new fact. What only some protocols ask for: the prompt as a ``question``, ``generation`` prompts
+    that a text is written behind, and ``held_out``, a text that is likely where the edit has been understood.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,10 +77,16 @@ class Edit(BaseModel):
     target_new: Text
     subject: Text | None = None
     ground_truth: Text | None = None
-    rephrase: Annotated[tuple[Text, ...], BeforeValidator(_as_tuple)] = ()
+    rephrase: Texts = ()
     locality: tuple[Probe, ...] = ()
     portability: tuple[Probe, ...] = ()
+    target_aliases: Texts = Field(default=(), description="other ways to say the target")
+    question: Text | None = None
+    generation: Texts = ()
+    held_out: Text | None = None
     relation: str | None = None
+    target_id: str | None = Field(default=None, description="the target's name in the knowledge base")
+    tags: Texts = Field(default=(), description="what the record says of itself, for selecting")
     record: str | None = Field(default=None, description="the record's name in the file that it comes from")
 
     @model_validator(mode="after")
@@ -74,6 +94,11 @@ class Edit(BaseModel):
         if self.subject is not None and subject_span(self.prompt, self.subject) is None:
             raise ValueError(f"the subject '{self.subject}' does not occur in the prompt '{self.prompt}'")
         return self
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Every way to say the target."""
+        return (self.target_new, *self.target_aliases)
 
     @cached_property
     def id(self) -> str:

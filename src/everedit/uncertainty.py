@@ -6,12 +6,12 @@ the same interval.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["PairedTest", "bootstrap_interval", "holm", "paired_test"]
+__all__ = ["PairedTest", "bootstrap_interval", "holm", "paired_test", "percentile_interval", "resamples"]
 
 LEVEL = 0.95
 _DRAWS = 2_000
@@ -20,6 +20,7 @@ _FLIPS_AT_ONCE = 1_000
 # Up to so many pairs that differ, all sign changes are gone through.
 _EXACT_PAIRS = 14
 _ROUNDING = 1e-12
+_INDICES_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,24 @@ def bootstrap_interval(
     if len(samples) > 1:
         chosen = random.integers(len(samples), size=(len(samples), draws))
         means = np.take_along_axis(means, chosen, axis=0)
-    low, high = np.quantile(means.mean(axis=0), [(1 - level) / 2, (1 + level) / 2])
+    return percentile_interval(means.mean(axis=0), level)
+
+
+def percentile_interval(figures: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
+    """Return the middle ``level`` of the figures (draws,) that resamples gave."""
+    low, high = np.quantile(figures, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def resamples(n: int, draws: int, seed: int) -> Iterator[np.ndarray]:
+    """Yield which of ``n`` values are drawn, with replacement, in parts of (some draws, n); nothing of nothing.
+
+    For figures that are no mean of values: those need not know which, only how often.
+    """
+    random = np.random.default_rng(seed)
+    at_once = max(1, _INDICES_AT_ONCE // max(1, n))
+    for start in range(0, draws if n else 0, at_once):
+        yield random.integers(n, size=(min(at_once, draws - start), n))
 
 
 def _resampled_means(values: np.ndarray, draws: int, random: np.random.Generator) -> np.ndarray:

@@ -148,8 +148,13 @@ def test_methods_and_policies_ls() -> None:
 
 
 def test_data_ls_and_validate(data: Path, tmp_path: Path) -> None:
-    assert {"worldfacts", "zsre", "counterfact", "plain"} <= json_of("data", "ls").keys()
-    assert json_of("data", "validate", data) == {"edits": 3, "rejected": []}
+    listed = json_of("data", "ls")
+    assert {"worldfacts", "zsre", "counterfact", "plain", "mquake"} <= listed.keys()
+    assert all(known["licence"] for known in listed.values())
+    whole = json_of("data", "validate", data)
+    assert (whole["edits"], whole["rejected"], whole["notices"]) == (3, [], [])
+    assert json_of("data", "show", data, "--limit", 2)["first"][0]["prompt"]
+    assert "Apache-2.0" in everedit("data", "show", "worldfacts", "--limit", 1).stdout
     assert "3 edits can be used, 0 records cannot" in everedit("data", "validate", data).stdout
     bad = write_records(tmp_path / "bad.jsonl", [*records(1), {"prompt": "x"}, "no JSON", *records(1)])
     found = json_of("data", "validate", bad, code=1)

@@ -12,7 +12,7 @@ import pytest
 from everedit import experiments
 from everedit.engine import moments, target
 from everedit.errors import EditError, NumericalError
-from everedit.evaluation import PROTOCOLS
+from everedit.evaluation import GENERAL
 from everedit.experiments.plan import _seconds_per_edit
 from everedit.experiments.run import make_editor
 from everedit.methods import method_names
@@ -158,7 +158,7 @@ def test_a_plan_computes_nothing(corpus_path: Path, tmp_path: Path, monkeypatch:
     assert plan.layers == plan.statistics_missing == [0, 1]
     assert plan.statistics_tokens == 4096
     assert plan.checkpoints == [*MARKS, N_EDITS]
-    assert plan.protocols == list(PROTOCOLS)
+    assert plan.protocols == list(GENERAL)
     for estimate in (plan.seconds_statistics, plan.seconds_per_edit, plan.seconds_total, plan.memory_mb):
         assert math.isfinite(estimate)
         assert estimate >= 0

@@ -16,7 +16,7 @@ import pytest
 from everedit import experiments
 from everedit.cache import file_sha256
 from everedit.errors import EvereditError, RunFolderError
-from everedit.evaluation import PROTOCOLS
+from everedit.evaluation import GENERAL
 from everedit.experiments import RunConfig
 from everedit.experiments.run import Silent
 from everedit.methods.memit import Memit
@@ -63,7 +63,7 @@ def test_the_folder_explains_itself(whole: Whole, data: Path) -> None:
     config, out, _ = whole
     files = {path.name for path in out.iterdir()}
     assert files == {
-        "config.json", "edits.jsonl", "base.json", "quarantine.jsonl", "metrics.jsonl", "samples.jsonl",
+        "config.json", "edits.jsonl", "base.json", "answers.json", "quarantine.jsonl", "metrics.jsonl", "samples.jsonl",
         "state.safetensors", "summary.json",
     }  # fmt: skip
     told = json.loads((out / "config.json").read_text())
@@ -71,7 +71,7 @@ def test_the_folder_explains_itself(whole: Whole, data: Path) -> None:
     assert told["data"]["sha256"] == file_sha256(data)
     assert told["model"]["family"] == "gpt2"
     assert len(told["model"]["fingerprint"]) == 64
-    assert told["protocols"] == list(PROTOCOLS)
+    assert told["protocols"] == list(GENERAL)
     assert set(told["versions"]) == {"everedit", "torch", "transformers", "python"}
     assert told["settings"]["method"]["layers"] == [0, 1]
     assert told["settings"]["policy"]["lam"] == 1.0
@@ -94,7 +94,7 @@ def test_there_is_a_row_for_each_edit_and_each_checkpoint(whole: Whole) -> None:
         assert row["update_norm"] > 0
         assert row["memory_mb"] > 10
         for when in ("before", "immediate"):
-            assert row[when].keys() == PROTOCOLS.keys()
+            assert row[when].keys() == set(GENERAL)
             assert all(scores.keys() == METRICS for scores in row[when].values())
     assert all(row["before"][TOKENS]["reliability"] < 1 for row in edits)
     assert sum(row["immediate"][TOKENS]["reliability"] for row in edits) > sum(
@@ -105,13 +105,13 @@ def test_there_is_a_row_for_each_edit_and_each_checkpoint(whole: Whole) -> None:
 def test_the_summary_holds_every_number_asked_for(whole: Whole) -> None:
     _, out, summary = whole
     assert summary == json.loads((out / "summary.json").read_text())
-    assert summary["protocols"].keys() == PROTOCOLS.keys()
+    assert summary["protocols"].keys() == set(GENERAL)
     for scores in summary["protocols"].values():
         assert scores["unedited"].keys() == METRICS
         assert scores["unedited"]["locality"] == 1.0
         assert scores["checkpoints"].keys() == {"1", "3", "5"}
         for mark in scores["checkpoints"].values():
-            assert mark.keys() == {"immediate", "retained", "final"}
+            assert mark.keys() == {"immediate", "retained", "uncontradicted", "first_100", "final"}
             assert all(row.keys() == METRICS for row in mark.values())
     assert {"target", "keys", "solve", "policy", "score", "total"} <= summary["seconds_per_edit"].keys()
     assert {"contexts", "statistics"} <= summary["seconds_before"].keys()

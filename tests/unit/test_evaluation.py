@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from everedit.edit import Edit, Probe
 from everedit.errors import CacheError, TokenError, UnknownName
-from everedit.evaluation import PROTOCOLS, Baseline, Evaluator
+from everedit.evaluation import GENERAL, Baseline, Evaluator
 from everedit.evaluation import read as reading
 from everedit.evaluation.evaluate import average
 from everedit.evaluation.protocols import METRICS, Answers
@@ -23,7 +23,7 @@ from tests.support.loading import bits, edit_of, probe_of, same_bits, shared
 from tests.support.running import full_edit
 
 FAMILIES = ["gpt2", "gpt_neo", "opt", "mistral", "gemma2"]  # BOS or none, local attention, learned and rotary positions
-TOKENS, ALL, COMPARED, FREE = PROTOCOLS
+TOKENS, ALL, COMPARED, FREE = GENERAL
 FACTS = facts.facts()
 
 
@@ -113,7 +113,7 @@ def plain_scores(now: Plain, base: Plain, edit: Edit) -> dict[str, dict[str, flo
 
 
 def equal(found: dict[str, Any], expected: dict[str, dict[str, float]]) -> None:
-    assert found.keys() == expected.keys() == PROTOCOLS.keys()
+    assert found.keys() == expected.keys() == set(GENERAL)
     for protocol, scores in expected.items():
         for metric, value in scores.items():
             assert found[protocol][metric] == pytest.approx(value), (protocol, metric)
@@ -192,7 +192,7 @@ def test_scores_before_and_after_an_edit_are_those_of_the_plain_definitions(fami
         scores = editor.evaluator.score(edits, baseline)
         for found, edit in zip(scores, edits, strict=True):
             equal(found.scores, plain_scores(Plain(editor.lm), base, edit))
-    assert [scores[0].scores[name]["reliability"] for name in PROTOCOLS] == [1.0] * 4
+    assert [scores[0].scores[name]["reliability"] for name in GENERAL] == [1.0] * 4
 
 
 @pytest.mark.real
@@ -223,7 +223,7 @@ def test_the_unedited_model_scores_one_in_locality_everywhere() -> None:
     evaluator = Evaluator(lm)
     baseline = evaluator.baseline(edits)
     for scores in (evaluator.score(edits, baseline), evaluator.score_baseline(edits, baseline)):
-        for name in PROTOCOLS:
+        for name in GENERAL:
             assert {item.scores[name]["locality"] for item in scores} == {1.0}
     assert [baseline.says_already(edit) for edit in edits] == [index % 3 == 0 for index in range(len(edits))]
     known = [item.scores[TOKENS]["reliability"] for item in evaluator.score(edits, baseline)]
@@ -266,7 +266,7 @@ def test_a_baseline_goes_through_a_file_and_joins() -> None:
 def test_what_is_not_there_is_not_scored() -> None:
     evaluator, bare = Evaluator(shared("gpt2")), home_town(0)
     scores = evaluator.score([bare], evaluator.baseline([bare]))[0]
-    for name in PROTOCOLS:
+    for name in GENERAL:
         assert scores.scores[name].keys() == set(METRICS)
         assert [scores.scores[name][m] for m in ("generalization", "locality", "portability")] == [None] * 3
     assert scores.scores[COMPARED]["reliability"] is None  # there is no old answer to compare with
@@ -313,7 +313,7 @@ def test_immediate_retained_and_final_are_three_things() -> None:
     """Three edits; the second undoes the first, the third brings it back and loses the second."""
 
     def scores(reliability: float | None) -> dict[str, dict[str, float | None]]:
-        return {"p": {**dict.fromkeys(METRICS), "reliability": reliability}}
+        return {ALL: {**dict.fromkeys(METRICS), "reliability": reliability}}
 
     after = [[1.0], [0.0, 1.0], [1.0, 0.0, 0.5]]  # after[n][i]: edit i once n + 1 are made
     rows: list[dict[str, Any]] = []
@@ -321,13 +321,14 @@ def test_immediate_retained_and_final_are_three_things() -> None:
         rows.append(
             {"kind": "edit", "n": n, "immediate": scores(seen[-1]), "seconds": {"solve": float(n)}, "memory_mb": 1.0}
         )
-        rows.append({"kind": "checkpoint", "n": n, "retained": scores(sum(seen) / n)})
+        parts = dict.fromkeys(("retained", "uncontradicted", "first_100"), scores(sum(seen) / n))
+        rows.append({"kind": "checkpoint", "n": n, **parts, "intervals": {ALL: {}}, "contradicted": 0})
     found = summarise(rows, [scores(value) for value in after[-1]], [scores(0.25)] * 3, 2, 9.0)
-    marks = found["protocols"]["p"]["checkpoints"]
+    marks = found["protocols"][ALL]["checkpoints"]
     table = {n: [marks[n][when]["reliability"] for when in ("immediate", "retained", "final")] for n in marks}
     assert table == {"1": [1.0, 1.0, 1.0], "2": [1.0, 0.5, 0.5], "3": [pytest.approx(2.5 / 3), 0.5, 0.5]}
-    assert found["protocols"]["p"]["unedited"]["reliability"] == 0.25
-    assert found["protocols"]["p"]["unedited"]["locality"] is None
+    assert found["protocols"][ALL]["unedited"]["reliability"] == 0.25
+    assert found["protocols"][ALL]["unedited"]["locality"] is None
     assert found["seconds_per_edit"] == {"solve": 2.0, "total": 2.0}
     assert (found["edits"], found["quarantined"], found["peak_memory_mb"]) == (3, 2, 9.0)
 

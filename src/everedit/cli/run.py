@@ -89,15 +89,18 @@ def _report(out: Path) -> str | None:
 
 def show_summary(summary: dict[str, Any], out: Path) -> None:
     """Show the tables of a finished run."""
-    metrics = ("reliability", "generalization", "locality", "portability")
     for name, scores in summary["protocols"].items():
+        metrics = list(scores["unedited"])
         last = list(scores["checkpoints"])[-1]
         at_end = scores["checkpoints"][last]
         rows = [
-            ("unedited", *(scores["unedited"][metric] for metric in metrics)),
+            ("unedited", *scores["unedited"].values()),
             ("after each edit", *(at_end["immediate"][metric] for metric in metrics)),
             (f"retained after {last}", *(at_end["retained"][metric] for metric in metrics)),
         ]
+        if contradicted := summary["contradicted"][last]:
+            row = f"less {contradicted} contradicted"
+            rows.append((row, *(at_end["uncontradicted"].get(metric) for metric in metrics)))
         show_table(name, ("model", *metrics), rows)
     seconds = summary["seconds_per_edit"]
     show_table("Seconds per edit", seconds.keys(), [seconds.values()])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from everedit.data.load import Loaded, Rejected, data_names, load_edits, review
+from everedit.data.dataset import DataSet, data_names, data_set
+from everedit.data.load import Loaded, Notice, Rejected, load_edits, review
 
-__all__ = ["Loaded", "Rejected", "data_names", "load_edits", "review"]
+__all__ = ["DataSet", "Loaded", "Notice", "Rejected", "data_names", "data_set", "load_edits", "review"]

@@ -1,6 +1,18 @@
 """Evaluation: pure metrics, batched scoring, named protocols. It knows models and edits, never methods."""
 
 from everedit.evaluation.evaluate import Baseline, EditScores, Evaluator
-from everedit.evaluation.protocols import PROTOCOLS
+from everedit.evaluation.judge import EndpointJudge, Judge, JudgeConfig
+from everedit.evaluation.protocols import GENERAL, PROTOCOLS
+from everedit.evaluation.references import References
 
-__all__ = ["PROTOCOLS", "Baseline", "EditScores", "Evaluator"]
+__all__ = [
+    "GENERAL",
+    "PROTOCOLS",
+    "Baseline",
+    "EditScores",
+    "EndpointJudge",
+    "Evaluator",
+    "Judge",
+    "JudgeConfig",
+    "References",
+]

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 __all__ = [
     "all_tokens_match",
+    "any_match",
     "exact_match",
     "mean",
     "natural_stop",
@@ -42,7 +43,19 @@ def prefers(nll_this: float, nll_other: float) -> float:
 
 def exact_match(text: str, target: str) -> float:
     """Return 1.0 if the generated text, cut at its natural stop, is the target after SQuAD's normalisation."""
-    said, wanted = natural_stop(text, target), target
+    return _same(natural_stop(text, target), target)
+
+
+def any_match(text: str, answers: Iterable[str]) -> float:
+    """Return 1.0 if the text up to its first full stop or line break is one of the answers, normalised as in SQuAD.
+
+    The stop does not depend on the answer, so one that holds a full stop ("St. Louis") cannot be met.
+    """
+    said = natural_stop(text)
+    return max((_same(said, answer) for answer in answers), default=0.0)
+
+
+def _same(said: str, wanted: str) -> float:
     if normalise_answer(wanted):
         said, wanted = normalise_answer(said), normalise_answer(wanted)
     # A target of nothing but articles or punctuation ("A") would otherwise be met by an empty text.

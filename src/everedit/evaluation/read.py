@@ -60,7 +60,8 @@ def answers(
 ) -> tuple[dict[Pair, Reading], dict[Pair, str]]:
     """Return the readings of ``to_read`` and the texts written freely (:func:`generate`) for ``to_write``.
 
-    ``guesses`` are texts that might be written for a pair: they cost little, and each that is right saves much.
+    A text without a target to compare with may be 50 tokens long. ``guesses`` are texts that might be written for a
+    pair: they cost little, and each that is right saves much.
     """
     prompts = Asked(lm, [*to_read, *to_write], _room)
     for pair in dict.fromkeys(to_read):
@@ -158,6 +159,8 @@ def require_room(lm: LanguageModel, prompt: str, target: str) -> None:
 
 
 def _room(lm: LanguageModel, prompt: str, target: str) -> int:
+    if not target:
+        return _MOST_NEW_TOKENS
     return min(_MOST_NEW_TOKENS, len(lm.encode(prompt, target).target_ids) + _SPARE_TOKENS)
 
 

@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from everedit.errors import EditError
-from everedit.evaluation import PROTOCOLS
+from everedit.evaluation import GENERAL, JudgeConfig
 
 __all__ = ["RunConfig", "StatsConfig", "apply_settings", "problems_of", "put", "read_yaml"]
 
@@ -45,7 +45,9 @@ class RunConfig(BaseModel):
     method_settings: dict[str, Any] = {}
     policy_settings: dict[str, Any] = {}
     stats: StatsConfig = Field(default_factory=lambda: StatsConfig.model_validate({}))
-    protocols: tuple[str, ...] = tuple(PROTOCOLS)
+    protocols: tuple[str, ...] = GENERAL
+    judge: JudgeConfig | None = Field(None, description="who judges free answers under wild/judged@1")
+    references: Path | None = Field(None, description="reference texts for the consistency of rome/generation@1")
     known: Literal["quarantine", "keep"] = Field("quarantine", description="edits whose target the model says already")
     contradictions: Literal["quarantine", "keep"] = "quarantine"
 

@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 
-from everedit.data import load_edits
+from everedit.data import data_set, load_edits
 from everedit.editor import Editor
+from everedit.evaluation import GENERAL, Evaluator
 from everedit.experiments.config import RunConfig
+from everedit.experiments.run import make_evaluator
 from everedit.models import LanguageModel
 
 __all__ = ["Plan", "make_plan"]
@@ -51,6 +53,7 @@ def make_plan(config: RunConfig, editor: Editor) -> Plan:
     """Return the plan of a run without running it; one short forward pass is timed."""
     lm, method = editor.lm, editor.method
     loaded = load_edits(config.data, config.data_path, keep_contradictions=config.contradictions == "keep")
+    data_set(loaded.name).require_protocols(loaded.name, config.protocols, GENERAL)
     edits = loaded.edits[: config.edits]
     rate = _tokens_a_second(lm)
     layers = list(method.layers())
@@ -62,7 +65,7 @@ def make_plan(config: RunConfig, editor: Editor) -> Plan:
     )
     per_edit = _seconds_per_edit(editor, edits[:_SAMPLE_EDITS], rate)
     checkpoints = sum(mark for mark in config.checkpoints if mark <= len(edits))
-    scoring = _probe_tokens(editor, edits[:_SAMPLE_EDITS]) / rate
+    scoring = _probe_tokens(make_evaluator(lm, config), edits[:_SAMPLE_EDITS]) / rate
     return Plan(
         model=lm.layout.describe() | {"name": config.model, "device": str(lm.device), "parameters": lm.parameters},
         method=method.name,
@@ -113,11 +116,10 @@ def _seconds_per_edit(editor: Editor, edits: list[Any], rate: float) -> float:
     return (rows * tail * above * steps + rows * full * 2 * len(tried)) / rate
 
 
-def _probe_tokens(editor: Editor, edits: list[Any]) -> float:
+def _probe_tokens(evaluator: Evaluator, edits: list[Any]) -> float:
     """Tokens that scoring one edit runs; generation writes about as many again as it reads."""
     sizes = [
-        sum(len(editor.lm.encode(prompt, answer).ids) for prompt, answer in editor.evaluator.probes(edit))
-        for edit in edits
+        sum(len(evaluator.lm.encode(prompt, answer).ids) for prompt, answer in evaluator.probes(edit)) for edit in edits
     ]
     return 2.0 * sum(sizes) / max(1, len(sizes))
 

@@ -14,6 +14,7 @@ from everedit.cache import file_sha256
 from everedit.data import Loaded
 from everedit.edit import Edit
 from everedit.editor import Commit, Editor
+from everedit.evaluation import PROTOCOLS
 from everedit.experiments.config import RunConfig
 from everedit.models.memory import resident_mb
 
@@ -44,6 +45,7 @@ def described(config: RunConfig, editor: Editor, loaded: Loaded, edits: int, com
         },
         "statistics": editor.bench.moments.provenance["corpus"],
         "protocols": list(config.protocols),
+        "explanations": {name: PROTOCOLS[name].explanation for name in config.protocols},
         "versions": {
             "everedit": __version__,
             "torch": torch.__version__,

@@ -8,24 +8,32 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from everedit.data import Loaded, Rejected, load_edits
+from everedit.data import Loaded, Rejected, data_set, load_edits
 from everedit.edit import Edit
 from everedit.editor import Commit, Editor, StreamState
 from everedit.engine.moments import Corpus
 from everedit.engine.state import State
 from everedit.engine.weights import Snapshot
 from everedit.errors import EditError, EvereditError, NumericalError, TokenError
-from everedit.evaluation import Baseline, EditScores, Evaluator
-from everedit.evaluation.evaluate import average
+from everedit.evaluation import (
+    GENERAL,
+    PROTOCOLS,
+    Baseline,
+    EditScores,
+    EndpointJudge,
+    Evaluator,
+    References,
+)
+from everedit.evaluation.metrics import mean
 from everedit.experiments.config import RunConfig
 from everedit.experiments.folder import RunFolder
 from everedit.experiments.records import described, edit_row
-from everedit.experiments.summary import by_edit, summarise
+from everedit.experiments.summary import checkpoint_scores, summarise
 from everedit.models import LanguageModel, load_model
 from everedit.models.memory import peak_memory_mb
 from everedit.reporting import Reporter, Silent
 
-__all__ = ["make_editor", "resume", "start"]
+__all__ = ["make_editor", "make_evaluator", "resume", "start"]
 
 
 def start(config: RunConfig, out: Path, *, reporter: Reporter | None = None, command: str = "") -> dict[str, Any]:
@@ -34,6 +42,7 @@ def start(config: RunConfig, out: Path, *, reporter: Reporter | None = None, com
     Raises :class:`EvereditError` before anything is computed if the config, the data or the folder will not do.
     """
     loaded = load_edits(config.data, config.data_path, keep_contradictions=config.contradictions == "keep")
+    data_set(loaded.name).require_protocols(loaded.name, config.protocols, GENERAL)
     if not loaded.edits:
         raise EditError(
             what="the file holds no edit that can be used", where=str(loaded.path), fix="see everedit data validate"
@@ -75,6 +84,13 @@ def make_editor(lm: LanguageModel, config: RunConfig) -> Editor:
     )
 
 
+def make_evaluator(lm: LanguageModel, config: RunConfig) -> Evaluator:
+    """Return the evaluator that a config describes. Raises :class:`EvereditError` for a protocol that cannot be."""
+    judge = EndpointJudge(config.judge) if config.judge else None
+    references = References.load(config.references) if config.references else None
+    return Evaluator(lm, config.protocols, judge, references, config.seed)
+
+
 @dataclass
 class _Run:
     config: RunConfig
@@ -91,7 +107,7 @@ class _Run:
         self.lm = load_model(self.config.model, device=self.config.device, dtype=self.config.dtype)
         self.editor = make_editor(self.lm, self.config)
         self.editor.require_batches(self.config.batch)
-        self.evaluator = Evaluator(self.lm, self.config.protocols)
+        self.evaluator = make_evaluator(self.lm, self.config)
         self.editor.bench.moments.progress = lambda done, _: self.reporter.step(done)
 
     def choose(self, loaded: Loaded) -> None:
@@ -224,14 +240,16 @@ class _Run:
         yield from ({"edit_id": edit.id, "n": n, **sample} for sample in scores.samples)
 
     def _checkpoint(self, n: int) -> None:
+        edits = self.edits[:n]
         if not self.config.single:
-            self._final = self.evaluator.score(self.edits[:n], self.baseline)
+            now = self.evaluator.answers(edits, self.baseline)
+            self._final = self.evaluator.score_answers(edits, now, self.baseline)
+            self.folder.write_json("answers.json", Baseline(now).as_json())
         self._record(
             {
                 "kind": "checkpoint",
                 "n": n,
-                "retained": average(self._final),
-                "by_edit": by_edit(self._final),
+                **checkpoint_scores(edits, self._final, self.config.seed, single=self.config.single),
                 "norm_ratio": self.editor.norm_ratios(),
                 "singular_value_ratio": self.editor.singular_value_ratios(),
                 "peak_memory_mb": peak_memory_mb(),
@@ -243,8 +261,10 @@ class _Run:
         self.folder.append(row)
 
     def _running(self) -> str:
-        done = [row["immediate"][self.config.protocols[0]]["reliability"] for row in self.rows if row["kind"] == "edit"]
-        return f"reliability {sum(done) / len(done):.3f}" if done else ""
+        name = self.config.protocols[0]
+        metric = PROTOCOLS[name].metrics[0]
+        done = mean(row["immediate"][name][metric] for row in self.rows if row["kind"] == "edit")
+        return f"{metric} {done:.3f}" if done is not None else ""
 
     def _finish(self, spent_before: dict[str, float]) -> dict[str, Any]:
         n = len(self.edits)

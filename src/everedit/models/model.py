@@ -175,14 +175,14 @@ class LanguageModel:
         max_new_tokens: int,
         stop_ids: Sequence[int] = (),
         top_k: int | None = None,
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
         min_new_tokens: int = 0,
     ) -> list[str]:
         """Continue each prompt and return the new text alone, special tokens left out.
 
         Greedy without ``top_k``; with it, sampled from the ``top_k`` most probable tokens (0: from all) with
-        ``seed`` (0 if None); the process's own random state is not used. Rows end at the tokenizer's EOS or at any
-        of ``stop_ids``.
+        ``seed`` (0 if None), or with a seed for each row; the process's own random state is not used. Rows end at the
+        tokenizer's EOS or at any of ``stop_ids``.
         """
         speakers = self.speakers(prompts, [max_new_tokens] * len(prompts))
         texts = [""] * len(prompts)
@@ -196,7 +196,7 @@ class LanguageModel:
                 max_new_tokens=max_new_tokens,
                 stop_ids=stop_ids,
                 top_k=top_k,
-                seed=seed,
+                seed=[seed[index] for index in own] if isinstance(seed, Sequence) else seed,
                 min_new_tokens=min_new_tokens,
             )
             for index, row in zip(own, new, strict=True):
@@ -236,7 +236,7 @@ class LanguageModel:
         max_new_tokens: int,
         stop_ids: Sequence[int] = (),
         top_k: int | None = None,
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
         min_new_tokens: int = 0,
     ) -> list[list[int]]:
         """As :meth:`generate`, from ids to the new ids of each row, cut at the first stop token (included).

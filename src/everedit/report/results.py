@@ -22,7 +22,8 @@ class ProtocolResult:
 
     ``immediate_at`` and ``retained_at`` map a checkpoint's number of edits to its scores;
     ``running`` maps a metric to (edit number, mean of that metric over the edits so far).
-    ``measured`` maps a checkpoint to the number of edits whose reliability was measured by then.
+    ``measured`` maps a checkpoint to the number of edits whose reliability was measured by then,
+    ``uncontradicted_at`` to how many edits a later one contradicts, if any, and the scores without these.
     """
 
     name: str
@@ -31,6 +32,14 @@ class ProtocolResult:
     retained_at: dict[int, Scores]
     running: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     measured: dict[int, int] = field(default_factory=dict)
+    uncontradicted_at: dict[int, tuple[int, Scores]] = field(default_factory=dict)
+
+    @property
+    def metrics(self) -> list[str]:
+        """The names of the scores: the four usual ones, or a protocol's own."""
+        blocks = [self.unedited, *self.retained_at.values(), *self.immediate_at.values()]
+        found = dict.fromkeys(name for block in blocks for name in block)
+        return list(found) or list(METRICS)
 
     @property
     def last_checkpoint(self) -> int | None:
@@ -133,6 +142,11 @@ def _protocol_result(run: RunFiles, name: str) -> ProtocolResult:
     if not immediate and run.edits:
         # Interrupted before the first checkpoint: the edits made so far can still be described.
         immediate[run.edits[-1]["n"]] = _mean_scores(run.edits, "immediate", name)
+    contradicted = {
+        checkpoint["n"]: (int(count), _scores(mapping(checkpoint.get("uncontradicted")).get(name)))
+        for checkpoint in run.checkpoints
+        if (count := number(checkpoint.get("contradicted")))
+    }
     unedited = mapping(stored.get("unedited"))
     return ProtocolResult(
         name=name,
@@ -141,11 +155,12 @@ def _protocol_result(run: RunFiles, name: str) -> ProtocolResult:
         retained_at=dict(sorted(retained.items())),
         running={metric: _running_mean(run.edits, name, metric) for metric in METRICS},
         measured={n: _measured_edits(run.edits, name, n) for n in retained},
+        uncontradicted_at=contradicted,
     )
 
 
 def _scores(block: object) -> Scores:
-    return {metric: number(mapping(block).get(metric)) for metric in METRICS}
+    return {metric: number(value) for metric, value in mapping(block).items()}
 
 
 def _score(edit: Record, part: str, name: str, metric: str) -> float | None:
@@ -153,7 +168,8 @@ def _score(edit: Record, part: str, name: str, metric: str) -> float | None:
 
 
 def _mean_scores(edits: list[Record], part: str, name: str) -> Scores:
-    return {metric: mean(_score(edit, part, name, metric) for edit in edits) for metric in METRICS}
+    metrics = dict.fromkeys(m for edit in edits for m in mapping(mapping(edit.get(part)).get(name)))
+    return {metric: mean(_score(edit, part, name, metric) for edit in edits) for metric in metrics}
 
 
 def _measured_edits(edits: list[Record], name: str, n: int) -> int:

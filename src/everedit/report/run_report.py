@@ -12,6 +12,7 @@ from everedit.report.pages import REPORT_NAME, readable, write_page
 from everedit.report.results import (
     METRICS,
     ProtocolResult,
+    Scores,
     mapping,
     mean_seconds,
     norm_ratios,
@@ -21,7 +22,7 @@ from everedit.report.results import (
     seconds_by_phase,
 )
 from everedit.report.run_files import Record, RunFiles, load_run
-from everedit.report.wording import METRIC_MEANINGS, explain, headline, percent, subline
+from everedit.report.wording import METRIC_MEANINGS, explain, headline, percent, score_text, subline
 
 _SAMPLE_KINDS = {
     "rewrite": "Edited questions",
@@ -29,6 +30,7 @@ _SAMPLE_KINDS = {
     "locality": "Unrelated questions",
     "portability": "Questions that follow from an edit",
 }
+_SAID_ELSEWHERE = ("command", "versions", "explanations")
 _MOST_SAMPLES = 60
 _MOST_QUARANTINED = 200
 _LONGEST_TEXT = 600
@@ -53,15 +55,15 @@ def _page(run: RunFiles) -> dict[str, Any]:
     """Return everything the template shows, already in words and strings."""
     results = protocol_results(run)
     config = run.config
+    explanations = mapping(config.get("explanations"))
     return {
         "title": _title(config),
         "headline": headline(results),
         "subline": subline(results),
         "unfinished": None if run.finished else _unfinished(run),
         "facts": _facts(run),
-        "metrics": METRICS,
         "meanings": METRIC_MEANINGS,
-        "protocols": [_protocol(result, len(run.edits)) for result in results],
+        "protocols": [_protocol(result, len(run.edits), explanations) for result in results],
         "figures": _figures(run, results),
         "samples": list(_samples(run.samples)),
         "quarantine": [_quarantined(record) for record in run.quarantine[:_MOST_QUARANTINED]],
@@ -69,7 +71,9 @@ def _page(run: RunFiles) -> dict[str, Any]:
         "command": str(config.get("command") or ""),
         "config": [
             (key, value)
-            for key, value in _flatten({k: v for k, v in config.items() if k not in ("command", "versions")})
+            for key, value in _flatten(
+                {k: v for k, v in config.items() if k not in ("command", "versions", "explanations")}
+            )
         ],
         "versions": [(name, str(version)) for name, version in mapping(config.get("versions")).items()],
     }
@@ -114,7 +118,7 @@ def _facts(run: RunFiles) -> list[tuple[str, str]]:
     return facts
 
 
-def _protocol(result: ProtocolResult, edits: int) -> dict[str, Any]:
+def _protocol(result: ProtocolResult, edits: int, explanations: Record) -> dict[str, Any]:
     last = result.last_checkpoint
     shown = last if last is not None else max(result.immediate_at, default=None)
     immediate = result.immediate_at.get(shown, {}) if shown is not None else {}
@@ -125,13 +129,19 @@ def _protocol(result: ProtocolResult, edits: int) -> dict[str, Any]:
     if shown is not None and shown < edits:
         then += f" up to edit {shown:,}"
     rows = [("Unedited model", result.unedited), (then, immediate), (after, retained)]
+    if last in result.uncontradicted_at:
+        count, scores = result.uncontradicted_at[last]
+        rows.insert(2, (f"Retained, without {count:,} that a later edit contradicts", scores))
+
+    def cells(scores: Scores) -> list[str]:
+        return [score_text(metric, scores.get(metric)) for metric in result.metrics]
+
     return {
         "name": result.name,
-        "explanation": explain(result.name),
-        "rows": [(label, [percent(scores.get(metric)) for metric in METRICS]) for label, scores in rows],
-        "checkpoints": [
-            (f"{n:,}", [percent(scores.get(metric)) for metric in METRICS]) for n, scores in result.retained_at.items()
-        ],
+        "metrics": result.metrics,
+        "explanation": explain(result.name, str(explanations.get(result.name) or "")),
+        "rows": [(label, cells(scores)) for label, scores in rows],
+        "checkpoints": [(f"{n:,}", cells(scores)) for n, scores in result.retained_at.items()],
     }
 
 
@@ -142,7 +152,7 @@ def _figures(run: RunFiles, results: list[ProtocolResult]) -> list[dict[str, str
     if results:
         first = results[0]
         retained = {
-            m: [(n, v) for n, scores in first.retained_at.items() if (v := scores[m]) is not None] for m in METRICS
+            m: [(n, v) for n, scores in first.retained_at.items() if (v := scores.get(m)) is not None] for m in METRICS
         }
         ends = [f"{m} {percent(points[-1][1])}" for m, points in retained.items() if points]
         describe = f"Last retained scores: {', '.join(ends) or 'none yet'}."

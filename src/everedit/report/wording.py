@@ -46,6 +46,9 @@ _EXPLANATIONS = {
     ),
 }
 
+# No shares: perplexities, losses and entropies.
+_PLAIN = ("perplexity", "perplexity_median", "held_out_loss", "fluency")
+
 # From the strictest protocol to the most lenient: the headline uses the strictest one measured.
 # In the first three an edit is either right or wrong, so that a share can be told as a count.
 _HEADLINES = {
@@ -61,10 +64,15 @@ def printed(name: str) -> str:
     return " + ".join(_PRINTED.get(part, part) for part in name.split("+"))
 
 
-def explain(protocol: str) -> str:
-    """Return one or two sentences on what the protocol counts; works for any version of it."""
-    known = _EXPLANATIONS.get(_family(protocol))
+def explain(protocol: str, own: str = "") -> str:
+    """Return one or two sentences on what the protocol counts; of one not known here, the run's ``own``."""
+    known = _EXPLANATIONS.get(_family(protocol)) or (own and f"{own[:1].upper()}{own[1:]}.")
     return known or "This version of the report has no description of this protocol."
+
+
+def score_text(metric: str, value: float | None) -> str:
+    """Return a score as it is read: a percentage, or a plain number for what is no share."""
+    return f"{value:,.3g}" if metric in _PLAIN and value is not None else percent(value)
 
 
 def percent(value: float | None) -> str:
@@ -76,7 +84,7 @@ def headline(results: list[ProtocolResult]) -> str:
     """Return the run's result in one sentence, from the strictest protocol that was measured."""
     result = _strictest(results)
     if result is None:
-        return "No edit of this run has been measured yet."
+        return _plain_headline(results)
     n = result.last_checkpoint
     if n is None:
         n = max(result.immediate_at)
@@ -88,6 +96,16 @@ def headline(results: list[ProtocolResult]) -> str:
     if then is not None:
         sentence += f"; right after each edit it was {_count(result, n, then, short=True)}"
     return sentence + "."
+
+
+def _plain_headline(results: list[ProtocolResult]) -> str:
+    """Return the result under a protocol that none of the usual sentences fits: its first score, as a number."""
+    first = next((result for result in results if result.last_checkpoint is not None), None)
+    if first is None or first.last_checkpoint is None:
+        return "No edit of this run has been measured yet."
+    n, metric = first.last_checkpoint, first.metrics[0]
+    now, before = (score_text(metric, scores.get(metric)) for scores in (first.retained_at[n], first.unedited))
+    return f"After {_edits(n)} {metric.replace('_', ' ')} is {now}; before editing it was {before}."
 
 
 def subline(results: list[ProtocolResult]) -> str:

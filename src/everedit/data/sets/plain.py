@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-TITLE = "your own JSON, JSONL or CSV with prompt, target_new, subject, …"
+from everedit.data.answers import listed, probe, probes
+from everedit.data.dataset import DataSet
+from everedit.data.sets._parts import KINDS
 
 _SYNONYMS = {
     "target": "target_new",
@@ -21,8 +23,22 @@ def convert(record: dict[str, Any]) -> dict[str, Any]:
     for kind in ("locality", "portability"):
         prompt, answer = given.pop(f"{kind}_prompt", None), given.pop(f"{kind}_answer", None)
         answer = answer or given.pop(f"{kind}_ground_truth", None)
-        if prompt is not None:
-            given[kind] = [{"prompt": prompt, "answer": answer or ""}]
+        if kind in given:
+            given[kind] = probes(given[kind], KINDS)
+        elif prompt is not None:
+            given[kind] = [probe(prompt, answer)]
+    if isinstance(given.get("target_new"), list):
+        given |= listed(given["target_new"], "target_new", "target_aliases")
+    if isinstance(given.get("ground_truth"), list):
+        given["ground_truth"] = listed(given["ground_truth"], "answer", "others")["answer"] or None
     if "record" in given:
         given["record"] = str(given["record"])
     return given
+
+
+SET = DataSet(
+    "your own JSON, JSONL or CSV with prompt, target_new, subject, …",
+    licence="yours",
+    convert=convert,
+    columns=(("prompt",), ("target_new", "target")),
+)

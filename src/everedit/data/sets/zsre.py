@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-TITLE = "ZsRE in EasyEdit's form (src, alt, rephrase, loc, portability)"
+from everedit.data.answers import probe
+from everedit.data.dataset import DataSet
+from everedit.data.sets._parts import one_hop, zsre
 
 
 def convert(record: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of an edit whose target is ``alt``."""
-    fields: dict[str, Any] = {
-        "record": str(record["id"]) if "id" in record else None,
-        "prompt": record.get("src"),
-        "target_new": record.get("alt"),
-        "subject": record.get("subject"),
-        "ground_truth": (record.get("answers") or [None])[0],
-        "rephrase": [record["rephrase"]] if record.get("rephrase") else [],
-    }
-    if record.get("loc"):
-        fields["locality"] = [{"prompt": record["loc"], "answer": record["loc_ans"], "kind": "unrelated"}]
-    hop = record.get("portability")
-    if hop:
-        fields["portability"] = [{"prompt": hop["New Question"], "answer": hop["New Answer"], "kind": "one_hop"}]
-    return {key: value for key, value in fields.items() if value is not None}
+    """Return the fields of an edit whose target is ``alt``, a wrong fact."""
+    unrelated = [probe(record["loc"], record.get("loc_ans"), "unrelated")] if record.get("loc") else []
+    return {**zsre(record), "locality": unrelated, "portability": one_hop(record.get("portability"))}
+
+
+SET = DataSet(
+    "ZsRE edited to `alt`, a wrong fact, as in WISE, SimIE and GRACE",
+    licence="EasyEdit's file: MIT; zsRE itself states none",
+    convert=convert,
+    protocols=("wise/lifelong@1", "knowedit/portability@1"),
+    files=("zsre/edit.jsonl", "edit.jsonl", "zsre_mend_edit.json", "zsre_mend_eval.json"),
+    paper="Levy et al. 2017; Mitchell et al. 2022; Wang et al. 2024",
+    notes="1037 records name 743 subjects, and many contradict an earlier one in other words",
+)

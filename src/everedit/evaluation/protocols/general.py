@@ -1,41 +1,18 @@
-"""Named, versioned protocols: how readings become reliability, generalization, locality and portability.
+"""The four notions of "correct" on every probe of an edit, whatever the data (evaluation.md, part 1).
 
-A protocol's version goes up when its numbers would change meaning. Locality always compares with the stored
-answers of the unedited model, so that model itself scores 1.
+Locality always compares with the stored answers of the unedited model, so that model itself scores 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 
 from everedit.edit import Edit
+from everedit.evaluation.asked import Pair
 from everedit.evaluation.metrics import all_tokens_match, exact_match, mean, prefers, token_accuracy
-from everedit.evaluation.read import Reading
+from everedit.evaluation.protocols._base import METRICS, Answers, Asks, Protocol, Scores, pairs_of
 
-__all__ = ["METRICS", "PROTOCOLS", "Answers", "Protocol"]
-
-METRICS = ("reliability", "generalization", "locality", "portability")
-Scores = dict[str, float | None]
-
-
-@dataclass
-class Answers:
-    """What one model says: readings by (prompt, target) and generated texts by prompt."""
-
-    readings: dict[tuple[str, str], Reading]
-    texts: dict[tuple[str, str], str]
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """A way of scoring one edit. ``generates`` and ``compares`` say which answers it needs."""
-
-    name: str
-    explanation: str
-    score: Callable[[Edit, Answers, Answers], Scores]
-    generates: bool = False
-    compares: bool = False
+__all__ = ["PROTOCOLS"]
 
 
 def _scores(
@@ -102,33 +79,43 @@ def _generation(edit: Edit, now: Answers, base: Answers) -> Scores:
     return _scores(edit, correct, same)
 
 
-PROTOCOLS = {
-    protocol.name: protocol
-    for protocol in (
-        Protocol(
-            "teacher-forced/token-accuracy@1",
-            "share of the target's tokens that are the model's first choice when it is given the tokens before; "
-            "locality: share of first choices equal to the unedited model's",
-            _token_accuracy,
-        ),
-        Protocol(
-            "teacher-forced/all-tokens@1",
-            "1 if every token of the target is the model's first choice, else 0; locality likewise",
-            _all_tokens,
-        ),
-        Protocol(
-            "probability-comparison@1",
-            "1 if the new answer has a lower mean loss than the old one; locality: the model still prefers the one "
-            "of answer and new target that the unedited model preferred",
-            _comparison,
-            compares=True,
-        ),
-        Protocol(
-            "free-generation/exact-match@1",
-            "1 if the text that the model writes freely, up to its natural stop, is the target; locality: the whole "
-            "text is the unedited model's",
-            _generation,
-            generates=True,
-        ),
-    )
-}
+def _compared(edit: Edit) -> Iterator[Pair]:
+    yield from pairs_of(edit, portability=False)
+    if edit.ground_truth is not None:
+        yield from ((prompt, edit.ground_truth) for prompt in (edit.prompt, *edit.rephrase))
+    yield from ((probe.prompt, edit.target_new) for probe in edit.locality)
+
+
+PROTOCOLS = (
+    Protocol(
+        "teacher-forced/token-accuracy@1",
+        "share of the target's tokens that are the model's first choice when it is given the tokens before; "
+        "locality: share of first choices equal to the unedited model's",
+        METRICS,
+        lambda edit: Asks(read=tuple(pairs_of(edit))),
+        _token_accuracy,
+    ),
+    Protocol(
+        "teacher-forced/all-tokens@1",
+        "1 if every token of the target is the model's first choice, else 0; locality likewise",
+        METRICS,
+        lambda edit: Asks(read=tuple(pairs_of(edit))),
+        _all_tokens,
+    ),
+    Protocol(
+        "probability-comparison@1",
+        "1 if the new answer has a lower mean loss than the old one; locality: the model still prefers the one "
+        "of answer and new target that the unedited model preferred",
+        METRICS,
+        lambda edit: Asks(read=tuple(_compared(edit))),
+        _comparison,
+    ),
+    Protocol(
+        "free-generation/exact-match@1",
+        "1 if the text that the model writes freely, up to its natural stop, is the target; locality: the whole "
+        "text is the unedited model's",
+        METRICS,
+        lambda edit: Asks(write=tuple(pairs_of(edit))),
+        _generation,
+    ),
+)
