@@ -29,6 +29,7 @@ class Moment(str, Enum):
 
     IMMEDIATE = "immediate"
     RETAINED = "retained"
+    UNCONTRADICTED = "uncontradicted"
     FINAL = "final"
 
 
@@ -38,7 +39,8 @@ def summarize(
     table: Form = typer.Option(Form.PAPER, help="For the terminal, a page, a paper or a program."),
     score: Moment = typer.Option(
         Moment.RETAINED,
-        help="Right after each edit; all T edits with the model after T; the first T edits with the last model.",
+        help="Right after each edit; all T edits with the model after T; without those that a later one contradicts; "
+        "the first T edits with the last model.",
     ),
     protocol: list[str] = typer.Option([], help="Only these protocols; may be given several times."),
     intervals: bool = typer.Option(False, "--intervals", help="With 95% bootstrap intervals over edits (and seeds)."),

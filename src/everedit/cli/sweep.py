@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,30 +55,30 @@ def sweep(
         raise EditError(what="which sweep?", where="everedit sweep", fix="give a YAML file, or --resume with --out")
     place = out or Path("runs") / (file.stem if file else "latest")
     if file is None:
-        execute(SweepFolder.open(place), jobs, gpus=gpus, ray=ray, json=json)
+        folder = SweepFolder.open(place)
+        execute(lambda: folder, folder.manifest.threads, jobs, gpus=gpus, ray=ray, json=json)
         return
     config = SweepConfig.read(file)
     cells = cells_of(config, str(file), setting)
     if plan:
         show_plan(cells, config.kind, jobs, json=json)
         return
+    source = file.read_text(encoding="utf-8")
     if resume and (place / "sweep.json").exists():
-        folder = SweepFolder.open(place).extended(cells, file.read_text(encoding="utf-8"))
-    else:
-        folder = SweepFolder.create(
-            place,
-            Manifest(
-                title=config.title or file.stem,
-                kind=config.kind,
-                cells=tuple(cells),
-                threads=threads or threads_for(jobs),
-                untouched=config.untouched,
-                cwd=str(Path.cwd()),
-                source=file.read_text(encoding="utf-8"),
-                command=shlex.join(["everedit", *sys.argv[1:]]),
-            ),
-        )
-    execute(folder, jobs, gpus=gpus, ray=ray, json=json)
+        begun = SweepFolder.open(place)
+        execute(lambda: begun.extended(cells, source), begun.manifest.threads, jobs, gpus=gpus, ray=ray, json=json)
+        return
+    manifest = Manifest(
+        title=config.title or file.stem,
+        kind=config.kind,
+        cells=tuple(cells),
+        threads=threads or threads_for(jobs),
+        untouched=config.untouched,
+        cwd=str(Path.cwd()),
+        source=source,
+        command=shlex.join(["everedit", *sys.argv[1:]]),
+    )
+    execute(lambda: SweepFolder.create(place, manifest), manifest.threads, jobs, gpus=gpus, ray=ray, json=json)
 
 
 def threads_for(jobs: int) -> int:
@@ -87,24 +88,29 @@ def threads_for(jobs: int) -> int:
 
 
 def execute(
-    folder: SweepFolder,
+    begin: Callable[[], SweepFolder],
+    threads: int,
     jobs: int,
     *,
     gpus: str | None = None,
     ray: str | None = None,
     json: bool = False,
 ) -> list[CellState]:
-    """Make a sweep's cells, show how they end and write the report; exit with 1 if a cell failed."""
+    """Make the cells of the sweep that ``begin`` gives, show how they end and write the report.
+
+    The workers are there before anything is written. Exits with 1 if a cell failed.
+    """
     from everedit.experiments.sweeps import drive
 
-    workers = _workers(folder, jobs, gpus, ray)
-    try:
-        with showing_live() as live:
-            states = drive(folder, workers, _Watch(live))
-    except KeyboardInterrupt:
-        how = f"everedit sweep --resume --out {shlex.quote(str(folder.path))}"
-        terminal.print(f"finished edits of every cell are kept; go on with: [bold]{how}[/]", soft_wrap=True)
-        raise
+    with closing(_workers(threads, jobs, gpus, ray)) as workers:
+        folder = begin()
+        try:
+            with showing_live() as live:
+                states = drive(folder, workers, _Watch(live))
+        except KeyboardInterrupt:
+            how = f"everedit sweep --resume --out {shlex.quote(str(folder.path))}"
+            terminal.print(f"finished edits of every cell are kept; go on with: [bold]{how}[/]", soft_wrap=True)
+            raise
     report = _report(folder.path)
     if json:
         show_json({"out": str(folder.path), "cells": [state.as_dict() for state in states], "report": report})
@@ -119,7 +125,7 @@ def execute(
     return states
 
 
-def _workers(folder: SweepFolder, jobs: int, gpus: str | None, ray: str | None) -> Workers:
+def _workers(threads: int, jobs: int, gpus: str | None, ray: str | None) -> Workers:
     from everedit.errors import EditError
     from everedit.experiments.sweeps import LocalWorkers
 
@@ -133,7 +139,7 @@ def _workers(folder: SweepFolder, jobs: int, gpus: str | None, ray: str | None) 
         raise EditError(
             what=f"'{gpus}' is no number of GPUs", where="--gpus", fix="with --ray, give how many a cell needs"
         ) from error
-    return RayWorkers(ray, jobs, folder.manifest.threads, share)
+    return RayWorkers(ray, jobs, threads, share)
 
 
 class _Watch:

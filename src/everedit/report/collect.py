@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from everedit.errors import RunFolderError
-from everedit.report.results import METRICS, Scores, mapping, mean, number
+from everedit.report.results import Scores, mapping, mean, number
 from everedit.report.run_files import Record, RunFiles, load_object, load_run
 from everedit.report.wording import printed
 
-__all__ = ["ROLLBACK", "WHENS", "Cost", "Result", "When", "collect", "flattened", "named"]
+__all__ = ["ROLLBACK", "Cost", "Result", "When", "collect", "flattened", "named"]
 
-When = Literal["immediate", "retained", "final"]
-WHENS: tuple[When, ...] = ("immediate", "retained", "final")
+When = Literal["immediate", "retained", "uncontradicted", "final"]
 ROLLBACK = "roll-back@1"
 """What tables call WilKE's protocol, whose scores are in a file of their own."""
 
@@ -72,46 +71,67 @@ class Result:
         return [row["n"] for row in self._checkpoints]
 
     def metrics(self, protocol: str) -> list[str]:
-        """Return the metrics of a protocol, the usual ones first."""
+        """Return the metrics of a protocol, those made of the others last."""
         if self._rollback:
             return list(_ROLLBACK_METRICS)
         blocks = [mapping(mapping(row.get("retained")).get(protocol)) for row in self._checkpoints]
         blocks += [mapping(mapping(row.get("immediate")).get(protocol)) for row in self._edits[:1]]
-        found = list(dict.fromkeys(name for block in blocks for name in block))
-        return [name for name in METRICS if name in found] + [name for name in found if name not in METRICS]
+        return list(dict.fromkeys(name for block in blocks for name in block))
 
     def scores(self, protocol: str, mark: int, when: When) -> Scores:
-        """Return the means after ``mark`` edits, by metric; empty where there are none.
+        """Return the figures after ``mark`` edits, by metric; empty where there are none.
 
-        ``immediate`` is right after each edit, ``retained`` with the model after ``mark`` edits, ``final`` with the
-        last model.
+        ``immediate`` is right after each edit, ``retained`` with the model after ``mark`` edits, ``uncontradicted`` the
+        same without edits that a later one contradicts, ``final`` with the last model.
         """
         if self._rollback:
             return _numbers(self._rollback["checkpoints"].get(str(mark))) if when == "retained" else {}
-        if when == "retained":
-            row = next((row for row in self._checkpoints if row["n"] == mark), {})
-            return _numbers(mapping(row.get("retained")).get(protocol))
+        if when in ("retained", "uncontradicted"):
+            return _numbers(mapping(self._checkpoint(mark).get(when)).get(protocol))
+        # A summary has figures that are no means over edits, too.
+        summary = mapping(mapping(self._files.summary if self._files else {}).get("protocols"))
+        block = mapping(mapping(mapping(mapping(summary.get(protocol)).get("checkpoints")).get(str(mark))).get(when))
         found = {metric: mean(self.by_edit(protocol, metric, mark, when)) for metric in self.metrics(protocol)}
+        found.update(_numbers(block))
         return found if any(value is not None for value in found.values()) else {}
 
     def unedited(self, protocol: str, mark: int) -> Scores:
-        """Return the unedited model's means over the first ``mark`` edits, by metric."""
+        """Return the unedited model's figures on the first ``mark`` edits, by metric."""
+        kept = mapping(mapping(self._checkpoint(mark).get("unedited")).get(protocol))
+        if kept:
+            return _numbers(kept)
         blocks = [mapping(mapping(row.get("before")).get(protocol)) for row in self._edits[:mark]]
         return {metric: mean(number(block.get(metric)) for block in blocks) for metric in self.metrics(protocol)}
+
+    def interval(self, protocol: str, metric: str, mark: int) -> tuple[float, float] | None:
+        """Return the bootstrap interval of a retained figure as the run wrote it down."""
+        kept = mapping(mapping(self._checkpoint(mark).get("intervals")).get(protocol)).get(metric)
+        ends = [number(value) for value in kept] if isinstance(kept, list) else []
+        return (ends[0], ends[1]) if len(ends) == 2 and ends[0] is not None and ends[1] is not None else None
+
+    def contradicted(self, mark: int) -> int:
+        """Return how many of the first ``mark`` edits a later one contradicts."""
+        return int(number(self._checkpoint(mark).get("contradicted")) or 0)
+
+    def _checkpoint(self, mark: int) -> Record:
+        return next((row for row in self._checkpoints if row["n"] == mark), {})
 
     def by_edit(self, protocol: str, metric: str, mark: int, when: When) -> list[float | None]:
         """Return the score of each of the first ``mark`` edits, in order; empty where they were not kept."""
         if when == "immediate":
             blocks = [mapping(mapping(row.get("immediate")).get(protocol)) for row in self._edits[:mark]]
             return [number(block.get(metric)) for block in blocks]
-        rows = self._checkpoints
-        chosen = rows[-1:] if when == "final" else [row for row in rows if row["n"] == mark]
-        kept = mapping(mapping(mapping(chosen[-1]).get("by_edit")).get(protocol)).get(metric) if chosen else None
+        row = self._checkpoint(self.marks[-1] if when == "final" and self.marks else mark)
+        kept = mapping(mapping(row.get("by_edit")).get(protocol)).get(metric) if when != "uncontradicted" else None
         return [number(value) for value in kept[:mark]] if isinstance(kept, list) and len(kept) >= mark else []
 
     def edit_ids(self, mark: int) -> list[str]:
         """Return the ids of the first ``mark`` edits."""
         return [str(row.get("edit_id")) for row in self._edits[:mark]]
+
+    def explanation(self, protocol: str) -> str:
+        """Return what the run's configuration says of a protocol."""
+        return str(mapping(self._files.config.get("explanations") if self._files else {}).get(protocol) or "")
 
     @property
     def _edits(self) -> list[Record]:

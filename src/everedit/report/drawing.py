@@ -132,10 +132,7 @@ def inline_svg(figure: Figure, prefix: str, title: str, describe: str) -> str:
     # Metadata, comments and namespaces have no use inside a page, and would add outside addresses.
     body = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", body, flags=re.DOTALL)
     body = re.sub(r"\n\s*", "\n", body).replace("xlink:href=", "href=")
-    # matplotlib's names are random or shared between figures; a page needs them unique, a rerun stable.
-    for i, name in enumerate(dict.fromkeys(re.findall(r'id="([^"]*)"', body))):
-        pattern = rf'(id="|href="#|url\(#){re.escape(name)}(?=["\)])'
-        body = re.sub(pattern, rf"\g<1>{prefix}-{i}", body)
+    body = _renamed(body, prefix, re.findall(r'id="([^"]*)"', body))
     for name, value in PALETTE.items():
         body = body.replace(value, f"var(--{name}, {value})")
     return (
@@ -147,7 +144,16 @@ def inline_svg(figure: Figure, prefix: str, title: str, describe: str) -> str:
 
 
 def standing_alone(figure: Figure) -> bytes:
-    """Return the figure as an SVG file of its own, on white."""
-    buffer = io.BytesIO()
+    """Return the figure as an SVG file of its own, on white; lines and bands keep the names they were given."""
+    buffer = io.StringIO()
     figure.savefig(buffer, format="svg", facecolor="white", metadata={"Date": None})
-    return buffer.getvalue()
+    text = buffer.getvalue()
+    return _renamed(text, "part", re.findall(r'id="((?!series-|band-)[^"]*)"', text)).encode()
+
+
+def _renamed(text: str, prefix: str, names: Sequence[str]) -> str:
+    """Give ids of an SVG names that count up: matplotlib's are random, or shared between the figures of a page."""
+    for i, name in enumerate(dict.fromkeys(names)):
+        pattern = rf'(id="|href="#|url\(#){re.escape(name)}(?=["\)])'
+        text = re.sub(pattern, rf"\g<1>{prefix}-{i}", text)
+    return text

@@ -137,16 +137,20 @@ def _retention(results: list[Result], protocols: Sequence[str], place: str) -> l
     first = max(early)
 
     def panel(protocol: str) -> Panel:
+        having = [result for result in streams if protocol in result.protocols]
+        # A protocol's first metric is the one to show in one figure.
+        metric = having[0].metrics(protocol)[0] if having else ""
+
         def each(result: Result, mark: int) -> list[float | None]:
-            found = result.by_edit(protocol, "reliability", mark, "retained") if mark >= first else []
+            found = result.by_edit(protocol, metric, mark, "retained") if mark >= first else []
             return found[:first]
 
-        return Panel(protocol, _lines(streams, lambda result, mark: mean(each(result, mark)), each))
+        return Panel(f"{protocol}: {metric}", _lines(having, lambda result, mark: mean(each(result, mark)), each))
 
     which = f"first {first} edits" if first > 1 else "first edit"
-    caption = f"{place}: reliability of the {which}, asked again as the stream goes on; with 95% bootstrap intervals."
+    caption = f"{place}: the {which}, asked again as the stream goes on; with 95% bootstrap intervals."
     panels = [panel(protocol) for protocol in protocols]
-    return _drawn(panels, f"What is retained of the {which}, {place}", caption, "reliability", bounded=True)
+    return _drawn(panels, f"What is retained of the {which}, {place}", caption, "score", bounded=True)
 
 
 def _growth(results: list[Result], place: str) -> list[Drawn]:

@@ -109,7 +109,7 @@ def _table(table: Table) -> dict[str, Any]:
     return {
         "title": table.title,
         "note": table.note,
-        "explanation": explain(table.protocol),
+        "explanation": explain(table.protocol, table.explanation),
         "marks": table.marks,
         "heads": table.heads(),
         "rows": list(table.cells(3)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import stdev
@@ -14,16 +14,24 @@ from everedit.report.collect import Result, When, named
 from everedit.report.results import mean
 from everedit.uncertainty import bootstrap_interval
 
-__all__ = ["AVERAGE", "Entry", "Table", "latex", "markdown", "tables", "tidy", "tidy_csv"]
+__all__ = ["Entry", "Table", "latex", "markdown", "tables", "tidy", "tidy_csv"]
 
-AVERAGE = "average"
-"""The mean of reliability, generalization and locality, as WISE and SimIE print it."""
-
-_AVERAGED = ("reliability", "generalization", "locality")
-_SHORT = {"reliability": "Rel", "generalization": "Gen", "locality": "Loc", "portability": "Port", AVERAGE: "Avg"}
+_SHORT = {
+    "reliability": "Rel",
+    "generalization": "Gen",
+    "locality": "Loc",
+    "portability": "Port",
+    "average": "Avg",
+    "efficacy": "Eff",
+    "paraphrase": "Para",
+    "specificity": "Spe",
+    "perplexity": "PPL",
+    "perplexity_median": "median PPL",
+}
 _WHEN = {
     "immediate": "right after each edit, mean of the first T",
     "retained": "of all T edits, with the model after T edits",
+    "uncontradicted": "of the T edits without those that a later one contradicts, with the model after T edits",
     "final": "of the first T edits, with the last model",
 }
 _SINGLE = "single edits, each taken back before the next"
@@ -62,6 +70,7 @@ class Table:
     marks: list[int]
     metrics: list[str]
     rows: list[tuple[str, dict[tuple[int, str], Entry]]]
+    explanation: str = ""
 
     @property
     def title(self) -> str:
@@ -105,65 +114,56 @@ def _table(key: tuple[str, str, str, bool], group: list[Result], when: When) -> 
     model, data, protocol, single = key
     marks = sorted({mark for result in group for mark in result.marks})
     known = list(dict.fromkeys(metric for result in group for metric in result.metrics(protocol)))
-    rows = [(UNEDITED, _entries(group, known, marks, lambda result, mark: result.unedited(protocol, mark)))]
+    rows = [(UNEDITED, _unedited(group, protocol, marks))]
     for name, runs in named(group).items():
         unfinished = "" if all(run.finished for run in runs) else " (unfinished)"
-
-        def scores(result: Result, mark: int) -> dict[str, float | None]:
-            return result.scores(protocol, mark, when)
-
-        def each(result: Result, metric: str, mark: int) -> list[float | None]:
-            return result.by_edit(protocol, metric, mark, when)
-
-        rows.append((name + unfinished, _entries(runs, known, marks, scores, each)))
+        entries: dict[tuple[int, str], Entry] = {}
+        for mark, metric in ((mark, metric) for mark in marks for metric in known):
+            # A run that is shorter than T says nothing about T.
+            entry = _entry([run for run in runs if mark in run.marks], protocol, metric, mark, when)
+            if entry is not None:
+                entries[mark, metric] = entry
+        rows.append((name + unfinished, entries))
     found = {metric for _, entries in rows for _, metric in entries}
-    metrics = [metric for metric in [*known, AVERAGE] if metric in found]
-    if AVERAGE in metrics:
-        # Where the papers have it: behind the three that it is the mean of.
-        metrics.remove(AVERAGE)
-        metrics.insert(metrics.index(_AVERAGED[-1]) + 1, AVERAGE)
+    metrics = [metric for metric in known if metric in found]
     rows = [(name, entries) for name, entries in rows if entries or name != UNEDITED]
-    return Table(model, data, protocol, when, single, marks, metrics, rows)
+    return Table(model, data, protocol, when, single, marks, metrics, rows, group[0].explanation(protocol))
 
 
-def _entries(
-    runs: Sequence[Result],
-    metrics: Sequence[str],
-    marks: Sequence[int],
-    scores: Callable[[Result, int], dict[str, float | None]],
-    each: Callable[[Result, str, int], list[float | None]] | None = None,
-) -> dict[tuple[int, str], Entry]:
-    """Return the numbers of one row. The unedited model's, which has no ``each``, have no interval either."""
+def _unedited(group: list[Result], protocol: str, marks: list[int]) -> dict[tuple[int, str], Entry]:
+    """Return the unedited model's figures: means over the runs, which may have set aside different records."""
     found = {}
     for mark in marks:
-        # A run that is shorter than T says nothing about T.
-        there = [(run, scores(run, mark)) for run in runs if mark in run.marks]
-        for metric in [*metrics, AVERAGE]:
-            pairs = [(run, value) for run, block in there if (value := _value(block, metric)) is not None]
-            if not pairs:
-                continue
-            values = [value for _, value in pairs]
-            interval: tuple[float | None, float | None] = None, None
-            deviation = None
-            if each is not None:
-                samples = [_known(each(run, metric, mark)) for run, _ in pairs] if metric != AVERAGE else [[]]
-                # One edit says nothing about how another would have fared.
-                interval = bootstrap_interval(samples) if min(map(len, samples)) > 1 else interval
-                deviation = stdev(values) if len(values) > 1 else None
-            seeds = len(values) if each is not None else 1
-            found[mark, metric] = Entry(sum(values) / len(values), seeds, deviation, *interval)
+        blocks = [run.unedited(protocol, mark) for run in group if mark in run.marks]
+        for metric in dict.fromkeys(metric for block in blocks for metric in block):
+            value = mean(block.get(metric) for block in blocks)
+            if value is not None:
+                found[mark, metric] = Entry(value)
     return found
 
 
-def _value(scores: dict[str, float | None], metric: str) -> float | None:
-    if metric != AVERAGE:
-        return scores.get(metric)
-    parts = [scores.get(name) for name in _AVERAGED]
-    return mean(parts) if None not in parts else None
+def _entry(runs: list[Result], protocol: str, metric: str, mark: int, when: When) -> Entry | None:
+    """Return one number: the mean over the runs, which differ in nothing but the seed."""
+    pairs = [(run, value) for run in runs if (value := run.scores(protocol, mark, when).get(metric)) is not None]
+    if not pairs:
+        return None
+    values = [value for _, value in pairs]
+    found = _interval([run for run, _ in pairs], protocol, metric, mark, when)
+    deviation = stdev(values) if len(values) > 1 else None
+    return Entry(sum(values) / len(values), len(values), deviation, *(found or (None, None)))
 
 
-def _known(values: Sequence[float | None]) -> list[float]:
-    return [value for value in values if value is not None]
+def _interval(runs: list[Result], protocol: str, metric: str, mark: int, when: When) -> tuple[float, float] | None:
+    if (
+        len(runs) == 1
+        and mark > 1
+        and when == "retained"
+        and (kept := runs[0].interval(protocol, metric, mark)) is not None
+    ):
+        return kept
+    samples = [[v for v in run.by_edit(protocol, metric, mark, when) if v is not None] for run in runs]
+    # One edit says nothing about how another would have fared.
+    return bootstrap_interval(samples) if min(map(len, samples)) > 1 else None
 
 
 def markdown(found: Sequence[Table], *, interval: bool = False) -> str:

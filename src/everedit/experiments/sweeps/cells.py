@@ -13,11 +13,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from everedit.cache import digest
-from everedit.data import load_edits
+from everedit.data import data_set, load_edits
 from everedit.engine.settings import validated
 from everedit.errors import EditError, EvereditError, NotApplicable
+from everedit.evaluation import GENERAL
 from everedit.experiments.config import RunConfig, apply_settings, problems_of, put
-from everedit.experiments.sweeps.config import AXES, Choice, DataChoice, SweepConfig, check_keys
+from everedit.experiments.sweeps.config import AXES, Choice, SweepConfig, check_keys
 from everedit.fitting import require_batches, require_fitting
 from everedit.methods import method_class
 from everedit.policies import make_policy
@@ -63,14 +64,14 @@ def cells_of(sweep: SweepConfig, where: str, settings: Sequence[str] = ()) -> li
     Combinations that a method's or a policy's traits rule out are skipped. Raises :class:`EvereditError` that names
     the file ``where`` and the key, for the first thing that no cell could be made with.
     """
-    _check_names(sweep, where)
+    forms = _check_names(sweep, where)
     overrides = _overrides(settings)
     axes = [list(zip(sweep.called(axis), getattr(sweep, key), strict=True)) for axis, key in AXES.items()]
     found = []
     for combination in itertools.product(*axes):
         called = {axis: name for axis, (name, _) in zip(AXES, combination, strict=True)}
         entries = {axis: entry for axis, (_, entry) in zip(AXES, combination, strict=True)}
-        found.append(_cell(sweep, called, entries, overrides, where))
+        found.append(_cell(sweep, called, entries, overrides, forms[called["data"]], where))
     if all(cell.skipped for cell in found):
         raise EditError(what=f"every cell is skipped: {found[0].skipped}", where=where, fix="change the axes or rules")
     return found
@@ -86,7 +87,12 @@ def _overrides(settings: Sequence[str]) -> dict[str, Any]:
 
 
 def _cell(
-    sweep: SweepConfig, called: dict[str, str], entries: dict[str, Any], overrides: dict[str, Any], where: str
+    sweep: SweepConfig,
+    called: dict[str, str],
+    entries: dict[str, Any],
+    overrides: dict[str, Any],
+    form: str,
+    where: str,
 ) -> Cell:
     rules = [(f"rules.{number}", rule) for number, rule in enumerate(sweep.rules) if rule.fits(called)]
     sources = [_Source("run", sweep.run)]
@@ -111,6 +117,8 @@ def _cell(
             where=f"{where}, {_to_blame(sources, heads)}",
             fix=f"known keys: {', '.join(RunConfig.model_fields)}",
         ) from error
+    with _naming(f"{where}, {_to_blame(sources, {'protocols'})}"):
+        data_set(form).require_protocols(form, config.protocols, GENERAL)
     skipped = next((rule.skip for _, rule in rules if rule.skip), "") or _misfit(config, sources, where)
     about: dict[str, Any] = {"config": config.model_dump(mode="json"), "kind": sweep.kind}
     if sweep.kind == "rollback":
@@ -145,24 +153,25 @@ def _misfit(config: RunConfig, sources: list[_Source], where: str) -> str:
     return ""
 
 
-def _check_names(sweep: SweepConfig, where: str) -> None:
-    """Raise for a method, a policy or a data set that is not there, before any of them is used."""
+def _check_names(sweep: SweepConfig, where: str) -> dict[str, str]:
+    """Raise for a method, a policy or data that are not there, before any of them is used.
+
+    Returns the form of each entry of data: its data set's name, or that of plain files.
+    """
     for number, method in enumerate(sweep.methods):
         with _naming(f"{where}, methods.{number}"):
             method_class(method.name)
     for number, policy in enumerate(sweep.policies):
         with _naming(f"{where}, policies.{number}"):
             make_policy(policy.name, {})
+    forms = {}
     for number, data in enumerate(sweep.data):
         with _naming(f"{where}, data.{number}"):
-            _require_data(data)
-
-
-def _require_data(data: DataChoice) -> None:
-    if data.path is not None and not data.path.expanduser().is_file():
-        raise EditError(what="there is no such data file", where=str(data.path), fix="check the path")
-    if not load_edits(data.name, data.path, keep_contradictions=True).edits:
-        raise EditError(what="the file holds no edit that can be used", fix="see everedit data validate")
+            loaded = load_edits(data.name, data.path, keep_contradictions=True)
+            if not loaded.edits:
+                raise EditError(what="the file holds no edit that can be used", fix="see everedit data validate")
+            forms[data.called] = loaded.name
+    return forms
 
 
 @contextmanager

@@ -87,8 +87,12 @@ class SweepFolder:
             ) from error
 
     def extended(self, cells: Sequence[Cell], source: str) -> SweepFolder:
-        """Write and return the sweep with the cells of a changed file; those that are as before keep their results."""
-        return replace(self, manifest=replace(self.manifest, cells=tuple(cells), source=source))._written()
+        """Write and return the sweep with the cells of a changed file; those that are as before keep their results.
+
+        Raises :class:`everedit.errors.CacheError` if another process is at work on it.
+        """
+        with self.alone():
+            return replace(self, manifest=replace(self.manifest, cells=tuple(cells), source=source))._written()
 
     def _written(self) -> SweepFolder:
         try:
