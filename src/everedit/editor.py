@@ -19,8 +19,9 @@ from everedit.engine.settings import validated
 from everedit.engine.state import State
 from everedit.engine.target import Target
 from everedit.engine.weights import EditedWeights, Face, Snapshot
-from everedit.errors import EditError, EvereditError, NotApplicable
+from everedit.errors import EditError, EvereditError
 from everedit.evaluation import EditScores, Evaluator
+from everedit.fitting import require_batches, require_fitting
 from everedit.methods import Method, method_class
 from everedit.models import LanguageModel, load_model
 from everedit.models.layout import oriented
@@ -63,7 +64,7 @@ class Editor:
         config = validated(kind.Config, method_settings or {}, f"method {method}")
         self.method: Method = kind(config.resolved(lm.layout))
         self.method.check(lm.layout)
-        self._require_fitting_policies()
+        require_fitting(self.method, self.policy)
         moments = MomentStore(lm, corpus or Corpus())
         self.evaluator = Evaluator(lm)
         self._weights = EditedWeights(lm, self.policy.read_out if self.policy.reads_out else None)
@@ -95,22 +96,6 @@ class Editor:
         method_class(method)
         make_policy(policy, options.get("policy_settings") or {})
         return cls(load_model(model, device=device, dtype=dtype), method, policy, **options)
-
-    def _require_fitting_policies(self) -> None:
-        """Raise :class:`NotApplicable` if a policy works on something that the method does not have."""
-        traits = self.method.traits
-        for policy in self.policy.parts:
-            if policy.needs == "weights" and traits.changes != "weights":
-                raise NotApplicable(
-                    what=f"the policy {policy.name} combines changes of weights, and {self.method.name} changes the "
-                    f"{traits.changes}",
-                    fix="use the policy accumulate",
-                )
-            if policy.needs == "values" and not traits.solves_values:
-                raise NotApplicable(
-                    what=f"the policy {policy.name} works on solved values, and {self.method.name} solves for none",
-                    fix="use it with a method whose traits say solves_values (everedit methods ls)",
-                )
 
     def prepare(self) -> None:
         """Gather what the method needs from the unedited model; done by the first edit if not before."""
@@ -192,11 +177,7 @@ class Editor:
 
     def require_batches(self, batch: int) -> None:
         """Raise :class:`NotApplicable` for a batch of more than one if the method makes one edit at a time."""
-        if batch > 1 and not self.method.traits.solves_batches:
-            raise NotApplicable(
-                what=f"{self.method.name} makes one edit at a time, and batches of {batch} are asked for",
-                fix="leave the batch at 1, or choose a method whose traits say solves_batches (everedit methods ls)",
-            )
+        require_batches(self.method, batch)
 
     def _prefetch(self, edits: Sequence[Edit]) -> None:
         self.prepare()

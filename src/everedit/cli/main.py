@@ -7,7 +7,24 @@ import os
 import typer
 
 from everedit._version import __version__
-from everedit.cli import data, demo, edit, legacy, methods, models, report, rollback, run, stats, trace, train
+from everedit.cli import (
+    compare,
+    data,
+    demo,
+    edit,
+    legacy,
+    methods,
+    models,
+    plot,
+    report,
+    rollback,
+    run,
+    stats,
+    summarize,
+    sweep,
+    trace,
+    train,
+)
 from everedit.cli.console import terminal
 
 __all__ = ["app", "main"]
@@ -37,6 +54,10 @@ def _root(
 app.command("demo")(demo.demo)
 app.command("edit")(edit.edit)
 app.command("run")(run.run)
+app.command("sweep", cls=sweep.BareRay)(sweep.sweep)
+app.command("summarize")(summarize.summarize)
+app.command("plot")(plot.plot)
+app.command("compare")(compare.compare)
 app.command("report")(report.report)
 app.command("rollback")(rollback.rollback)
 app.command("trace")(trace.trace)

@@ -24,6 +24,7 @@ from everedit.evaluation import (
     Evaluator,
     References,
 )
+from everedit.evaluation.evaluate import average
 from everedit.evaluation.metrics import mean
 from everedit.experiments.config import RunConfig
 from everedit.experiments.folder import RunFolder
@@ -250,6 +251,7 @@ class _Run:
                 "kind": "checkpoint",
                 "n": n,
                 **checkpoint_scores(edits, self._final, self.config.seed, single=self.config.single),
+                "unedited": average(self.evaluator.score_baseline(edits, self.baseline)),
                 "norm_ratio": self.editor.norm_ratios(),
                 "singular_value_ratio": self.editor.singular_value_ratios(),
                 "peak_memory_mb": peak_memory_mb(),
