@@ -29,6 +29,11 @@ class LowRank:
     left: Tensor
     right: Tensor
 
+    @property
+    def shape(self) -> torch.Size:
+        """The shape (d_out, d_in) of the weight that it changes."""
+        return torch.Size((len(self.left), len(self.right)))
+
     def dense(self) -> Tensor:
         """Return the change as one matrix (d_out, d_in)."""
         return self.left @ self.right.T
@@ -70,6 +75,11 @@ class Dense:
     """A change of a weight given as a full matrix (d_out, d_in)."""
 
     matrix: Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape (d_out, d_in) of the weight that it changes."""
+        return self.matrix.shape
 
     def dense(self) -> Tensor:
         """Return the matrix itself."""

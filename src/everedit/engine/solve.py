@@ -109,14 +109,17 @@ def recursive_gain(inverse: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
     return gain, plus_outer((inverse + inverse.T) / 2, -root, root)
 
 
-def recursive_step(inverse: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+def recursive_step(inverse: Tensor, keys: Tensor, sign: int = 1) -> tuple[Tensor, Tensor]:
     """Return (G, B), both (D, n), of the step that adds K K^T to P: G = P'^-1 K, and P'^-1 = P^-1 - B B^T.
 
     With the Cholesky factor L of I + K^T P^-1 K it is B = P^-1 K L^-T, so that the new inverse is symmetric to the bit.
+    With ``sign=-1`` K K^T is taken out of P: then L is of I - K^T P^-1 K, and P'^-1 = P^-1 + B B^T.
+
+    Raises :class:`NumericalError` if what would be left is not positive definite.
     """
     k = keys.double()
     pk = inverse @ k
-    gram = torch.eye(k.shape[1], dtype=k.dtype, device=k.device) + k.T @ pk
+    gram = torch.eye(k.shape[1], dtype=k.dtype, device=k.device) + sign * (k.T @ pk)
     factor = Factor.of((gram + gram.T) / 2)
     root = torch.linalg.solve_triangular(factor.lower, pk.T, upper=False).T
     return factor.solve(pk.T).T, root

@@ -19,13 +19,14 @@ class Growth:
     """How a symmetric matrix (D, D) came from the one ``before``: by ``sign * factor @ factor.T``, factor (D, r).
 
     A journal of edits keeps the factor, which is as small as the edit, instead of the matrix. Without a matrix before
-    it is ``start`` times the identity.
+    it is ``start`` times the identity. ``keys`` (D, n) are what the step was solved for, where the factor is not.
     """
 
     factor: Tensor
     sign: int = 1
     before: Tensor | None = None
     start: float | None = None
+    keys: Tensor | None = None
 
     def after(self) -> Tensor:
         """Return the matrix after the step, float64, with the same bits wherever it is computed."""
@@ -44,11 +45,13 @@ class Growing(dict[str, Tensor]):
         super().__init__(tensors or {})
         self.grown: dict[str, Growth] = {}
 
-    def grow(self, name: str, factor: Tensor, sign: int = 1, start: float | None = None) -> Tensor:
+    def grow(
+        self, name: str, factor: Tensor, sign: int = 1, *, start: float | None = None, keys: Tensor | None = None
+    ) -> Tensor:
         """Add ``sign * factor @ factor.T`` to the matrix ``name`` and return it; one that is not there yet begins at
-        ``start`` times the identity.
+        ``start`` times the identity. ``keys`` are what the step was solved for.
         """
-        growth = Growth(factor, sign, self.get(name), start)
+        growth = Growth(factor, sign, self.get(name), start, keys)
         self[name], self.grown[name] = growth.after(), growth
         return self[name]
 

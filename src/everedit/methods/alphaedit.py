@@ -15,13 +15,14 @@ from pydantic import Field
 from torch import Tensor
 
 from everedit.engine.bench import Workbench
+from everedit.engine.downdate import Forgotten
 from everedit.engine.solve import recursive_step
-from everedit.engine.state import Growing
+from everedit.engine.state import Growing, State
 from everedit.errors import NumericalError
 from everedit.methods._base import Traits
-from everedit.methods._spread import SpreadConfig, SpreadMethod, later_target
+from everedit.methods._spread import SpreadConfig, SpreadMethod, later_target, taken_out
 from everedit.models.layout import Layout
-from everedit.patch import LowRank
+from everedit.patch import LowRank, Patch
 
 
 class AlphaEditConfig(SpreadConfig):
@@ -91,8 +92,14 @@ class AlphaEdit(SpreadMethod):
             # A layer's keys depend on the layers below it alone, which hold their changes already: these are the
             # keys of the edited model, as the paper wants them.
             tensors.setdefault(name, (inverse + inverse.T) / 2)
-            tensors.grow(name, root, sign=-1)
+            tensors.grow(name, root, sign=-1, keys=keys)
         return LowRank(residual.double(), gain)
+
+    def forget(self, bench: Workbench, forgotten: Forgotten, state: State) -> tuple[Patch, State] | None:
+        """Leave the step out of the sums: with earlier keys kept, the stream is one least-squares problem inside the
+        null space. The other steps' keys and values stay as found.
+        """
+        return taken_out(bench, self.layers(), forgotten, state) if self.config.keep_previous else None
 
 
 METHOD = AlphaEdit

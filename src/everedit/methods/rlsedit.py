@@ -14,11 +14,12 @@ from pydantic import Field
 from torch import Tensor
 
 from everedit.engine.bench import Workbench
+from everedit.engine.downdate import Forgotten
 from everedit.engine.solve import Factor, recursive_step
-from everedit.engine.state import Growing
+from everedit.engine.state import Growing, State
 from everedit.methods._base import Traits
-from everedit.methods._spread import RidgeConfig, SpreadMethod, later_target
-from everedit.patch import LowRank
+from everedit.methods._spread import RidgeConfig, SpreadMethod, later_target, taken_out
+from everedit.patch import LowRank, Patch
 
 
 class RlsEditConfig(RidgeConfig):
@@ -56,8 +57,12 @@ class RlsEdit(SpreadMethod):
         if name not in tensors:
             tensors[name] = self._anchor(bench, layer)
         gain, root = recursive_step(tensors[name].to(keys.device), keys)
-        tensors.grow(name, root, sign=-1)
+        tensors.grow(name, root, sign=-1, keys=keys)
         return LowRank(residual.double(), gain)
+
+    def forget(self, bench: Workbench, forgotten: Forgotten, state: State) -> tuple[Patch, State]:
+        """Leave the step out of the sums; the other steps' keys and values stay as found."""
+        return taken_out(bench, self.layers(), forgotten, state)
 
     def _anchor(self, bench: Workbench, layer: int) -> Tensor:
         """Return M_0; a hair's breadth of ridge makes it exist where the text was short."""

@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from everedit.engine.downdate import Forgotten
 from everedit.engine.solve import Factor, recursive_step
 from everedit.engine.state import Growing, State
 from everedit.patch import Delta, LowRank, Patch
@@ -60,6 +61,22 @@ class Simie(Policy):
             deltas[name] = LowRank(effect.contiguous(), gain.contiguous())
         values = {**state.values, "edits": done}
         return Patch(deltas, step.patch.info), State(dict(tensors), values, tensors.grown)
+
+    def forget(self, forgotten: Forgotten, state: State) -> tuple[Patch, State] | None:
+        """Take the step out of the regression: exact where every edit was made on the base model, and knew no other."""
+        if self.config.start != "base":
+            return None
+        tensors = Growing(state.tensors)
+        deltas: dict[str, Delta] = {}
+        for name in forgotten.patch.deltas:
+            keys = forgotten.keys[f"P|{name}"]
+            gain = Factor.of(tensors.grow(f"P|{name}", keys, sign=-1)).solve(keys)
+            deltas[name] = forgotten.change(name, keys.double(), gain)
+            if f"inverse|{name}" in tensors:
+                _, root = recursive_step(tensors[f"inverse|{name}"].to(keys.device), keys, sign=-1)
+                tensors.grow(f"inverse|{name}", root)
+        values = {**state.values, "edits": int(state.values["edits"]) - 1}
+        return Patch(deltas), State(dict(tensors), values, tensors.grown)
 
     def _gain(self, name: str, keys: Tensor, tensors: Growing, refresh: bool) -> Tensor:
         """Add the keys to P and return P^-1 K (D, n)."""

@@ -1,0 +1,361 @@
+"""The living model: what a user does with it, each thing in one call. What is on disk is what is true."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+
+from typing_extensions import Self
+
+from everedit.cache import write_text
+from everedit.conflicts import Conflict, conflicts_among
+from everedit.edit import Edit
+from everedit.editor import Editor
+from everedit.engine.settings import validated
+from everedit.errors import LedgerError
+from everedit.evaluation.read import read
+from everedit.gates import Gates, canary, perplexity
+from everedit.ledger import Blobs, CommitRecord, Event, HeldEdit, Ledger, Replay, WriterLock
+from everedit.ledger.stream import unpack_targets
+from everedit.living import comparing, forgetting, writing
+from everedit.living.config import FILE, LivingConfig
+from everedit.living.outcome import Added
+from everedit.living.retention import Retention, retention
+from everedit.living.times import day, now, person
+from everedit.models import LanguageModel, load_model
+from everedit.outcome import Answer, EditResult, StreamState
+from everedit.policies import make_policy
+
+if TYPE_CHECKING:
+    from everedit.export import Exported
+
+__all__ = ["LivingModel"]
+
+Reaction = Literal["skip", "stop", "retry"]
+OnConflict = Literal["error", "replace", "keep"]
+
+
+class LivingModel:
+    """A model with every edit ever made to it. ``create`` makes one, ``open`` opens one; both load the base model.
+
+    Any number of processes may have it open. Each call sees what was committed last; one that writes holds a lock
+    meanwhile, and is done when all is on disk.
+    """
+
+    def __init__(self, path: Path, config: LivingConfig, editor: Editor, ledger: Ledger) -> None:
+        self.path, self.config, self.editor, self.ledger = path, config, editor, ledger
+        self.lock = WriterLock(path / "lock")
+        state = editor.state()
+        self.blobs = Blobs(path / "blobs")
+        self.replay = Replay(ledger, self.blobs, editor.base_weight, editor.lm.device, state.made_by)
+        self.head = ""
+        self._gates: Gates | None = None
+        self._pending = ""
+
+    # ------------------------------------------------------------------ opening
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        model: str = "smollm2-135m",
+        method: str = "memit",
+        policy: str = "accumulate",
+        *,
+        lm: LanguageModel | None = None,
+        device: Any = None,
+        **options: Any,
+    ) -> LivingModel:
+        """Make a living model in a new folder. ``options`` are the other keys of :class:`LivingConfig`.
+
+        ``lm`` is the model itself if it is loaded already. Raises :class:`EvereditError`, and leaves nothing, if the
+        folder is taken or the parts do not go together.
+        """
+        folder = Path(path).expanduser()
+        named = {"model": lm.name if lm else model, "method": method, "policy": policy}
+        config = validated(LivingConfig, {**named, **options}, "living model")
+        make_policy(policy, config.policy_settings)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise LedgerError(what="there is something in this place already", where=str(folder), fix="choose another")
+        lm = lm or load_model(model, device=device, dtype=config.dtype)
+        editor = config.editor(lm)
+        config = config.resolved(editor, lm)
+        about = {"model": lm.fingerprint, "config": config.identity, "made": now(), "pending": ""}
+        fresh = not folder.exists()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            ledger = Ledger.create(folder, about)
+            # Last: a folder with a config is a living model.
+            write_text(folder / FILE, config.text())
+        except OSError as error:
+            if fresh:
+                shutil.rmtree(folder, ignore_errors=True)
+            if isinstance(error, LedgerError):
+                raise
+            raise LedgerError(what=f"cannot be made: {error}", where=str(folder), fix="choose another place") from error
+        return cls(folder, config, editor, ledger)
+
+    @classmethod
+    def open(cls, path: str | Path, *, lm: LanguageModel | None = None, device: Any = None) -> LivingModel:
+        """Open a living model and bring it to the state that was committed last.
+
+        Raises :class:`LedgerError` if the folder is none, is damaged, or was made for another base model; everything
+        is checked before any of it is used.
+        """
+        folder = Path(path).expanduser()
+        config = LivingConfig.load(folder)
+        ledger = Ledger.open(folder)
+        try:
+            if ledger.about("config") != config.identity:
+                raise LedgerError(
+                    what="config.yaml is not the one that this model was made with",
+                    where=str(folder / FILE),
+                    fix="restore it; only model, gates and conflicts may be changed",
+                )
+            lm = lm or load_model(config.model, device=device, dtype=config.dtype)
+            if lm.fingerprint != ledger.about("model"):
+                raise LedgerError(
+                    what=f"'{lm.name}' is not the base model that these edits were made on",
+                    where=str(folder),
+                    fix="name the right weights in config.yaml (model: …)",
+                )
+            living = cls(folder, config, config.editor(lm), ledger)
+            living.sync()
+        except BaseException:
+            ledger.close()
+            raise
+        return living
+
+    def close(self) -> None:
+        """Let go of the ledger, and give the model its original bits back."""
+        self.editor.reset()
+        self.ledger.close()
+
+    def __enter__(self) -> Self:
+        """Return the living model itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
+        self.close()
+
+    @property
+    def lm(self) -> LanguageModel:
+        """The model, edited."""
+        return self.editor.lm
+
+    def sync(self) -> None:
+        """Go to what was committed last, by whichever process."""
+        self.go_to(self.ledger.head)
+
+    def go_to(self, head: str) -> None:
+        """Bring the model in memory to a commit; "" is the base model."""
+        if head != self.head:
+            self.show(self.replay.state(head, (self.head, self.editor.state())), head)
+
+    def show(self, state: StreamState, head: str) -> None:
+        """Let the model in memory be ``state``, which is that of the commit ``head``.
+
+        Raises :class:`LedgerError` if method or policy can make nothing of the state.
+        """
+        try:
+            self.editor.load_state(state)
+        except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
+            raise LedgerError(
+                what=f"the state of commit {head[:12]} does not fit the method: {error}",
+                where=str(self.path),
+                fix="restore the folder from a copy",
+            ) from error
+        self.head = head
+
+    def _take_pending(self) -> None:
+        """Take over the values that the last writer found ahead of time for edits that are yet to be made."""
+        blob = self.ledger.about("pending")
+        if blob == self._pending:
+            return
+        state, targets = self.editor.state(), {}
+        if blob:
+            tensors, info = self.blobs.get(blob)
+            targets = unpack_targets(tensors, info["pending"], self.lm.device)
+        parts = state.weights, state.method, state.policy
+        self.editor.load_state(StreamState(*parts, targets, state.made_by))
+        self._pending = blob
+
+    @contextmanager
+    def writing(self, wait: float = 0.0) -> Iterator[None]:
+        """Hold the lock while the block runs, at the state that was committed last.
+
+        If the block fails, the model in memory is again what is on disk.
+        """
+        with self.lock.held(wait) as fresh:
+            if fresh:
+                self.blobs.sweep()
+            self.sync()
+            self._take_pending()
+            start, head = self.editor.state(), self.head
+            try:
+                yield
+            except BaseException:
+                if self.ledger.head == head:
+                    self.show(start, head)
+                else:
+                    self.sync()
+                raise
+
+    def committed(self, head: str, pending: str | None) -> None:
+        """Take note that what is in memory has been committed as ``head``."""
+        self.head = head
+        if pending is not None and pending != self._pending:
+            if self._pending:
+                self.blobs.drop(self._pending)
+            self._pending = pending
+        # A snapshot saves time and nothing else; if there is no room for it now, the next commit tries again.
+        with suppress(LedgerError):
+            self.replay.snapshot_if_due(head, self.editor.state())
+
+    @property
+    def gates(self) -> Gates:
+        """The gates; the unedited model is measured when they are first used."""
+        if self._gates is None:
+            with self.editor.unedited() as lm:
+                base = perplexity(read(lm, canary()))
+            self._gates = Gates(self.config.gates, self.lm, base)
+        return self._gates
+
+    # ------------------------------------------------------------------ editing
+
+    def edit(self, edits: Edit | Sequence[Edit], **options: Any) -> list[CommitRecord]:
+        """Make edits and commit them: all, or none of them. A method that solves batches makes them together.
+
+        Options are those of :class:`everedit.living.writing.Options`. Raises :class:`EditConflict`,
+        :class:`EditRefused` or another :class:`EvereditError`; the model is then as before.
+        """
+        batch = [edits] if isinstance(edits, Edit) else list(edits)
+        with self.writing(float(options.get("wait", 0.0))):
+            return writing.edit(self, batch, writing.Options.of(options))
+
+    def add(self, edits: Sequence[Edit], **options: Any) -> Added:
+        """Make edits one after another, or ``batch`` at a time, each its own commit; set aside what cannot be made.
+
+        Options are those of :class:`everedit.living.writing.Options`. What was committed stays, whatever happens next.
+        """
+        with self.writing(float(options.get("wait", 0.0))):
+            return writing.add(self, list(edits), writing.Options.of(options))
+
+    @contextmanager
+    def trial(self, edits: Edit | Sequence[Edit], *, score: bool = True) -> Iterator[EditResult]:
+        """Make edits for the length of the block; nothing is written, and the bits are put back."""
+        self.sync()
+        with self.editor.trial(edits, score=score) as result:
+            yield result
+
+    def ask(self, prompt: str, *, max_new_tokens: int = 32) -> Answer:
+        """Return the base model's and the edited model's answer."""
+        self.sync()
+        return self.editor.ask(prompt, max_new_tokens=max_new_tokens)
+
+    def undo(self, steps: int = 1, *, by: str = "", wait: float = 0.0) -> str:
+        """Go back by commits, bit for bit, and return the id of the commit that the model stands on then.
+
+        Raises :class:`LedgerError` and changes nothing if there are not so many.
+        """
+        with self.writing(wait):
+            head = self.head
+            for done in range(steps):
+                if not head:
+                    raise LedgerError(
+                        what=f"there are only {done} commits to undo, and {steps} are asked for",
+                        where=str(self.path),
+                        fix="see everedit log",
+                    )
+                record = self.ledger.commit(head)
+                head = record.parent if record.draft.back is None else record.draft.back
+            if steps > 0:
+                self._move(head, "undo", by, {"steps": steps})
+            return head
+
+    def checkout(self, commit: str, *, by: str = "", wait: float = 0.0) -> str:
+        """Go to any commit that was ever made, or to ``base``; return its id."""
+        with self.writing(wait):
+            head = self.ledger.resolve(commit)
+            if head != self.head:
+                self._move(head, "checkout", by, {})
+            return head
+
+    def _move(self, head: str, action: str, by: str, info: dict[str, Any]) -> None:
+        before = self.head
+        # First in memory: a commit that cannot be made again is not stood on.
+        self.go_to(head)
+        self.ledger.move(head, Event(now(), person(by), action, {"from": before, "to": head, **info}))
+
+    def forget(self, commit: str, *, how: forgetting.How = "auto", by: str = "", wait: float = 0.0) -> CommitRecord:
+        """Take a commit's edits, or one edit, out of the stream as if they had never been made.
+
+        ``how`` is ``downdate`` (by the algebra of method and policy, where it allows that), ``replay`` (what came later
+        is made again) or ``auto``. Returns the commit that says which it was.
+        """
+        with self.writing(wait):
+            return forgetting.forget(self, self.held(commit), how, by)
+
+    def held(self, name: str) -> list[HeldEdit]:
+        """Return the edits that a commit's or an edit's id names. Raises :class:`LedgerError` if the model holds none."""
+        record = self.ledger.commit(self.ledger.resolve(name))
+        chosen = [item for item in record.edits if item.row in self.ledger.held]
+        if not record.id.startswith(name):
+            chosen = [item for item in chosen if item.edit.id.startswith(name)]
+        if not chosen:
+            raise LedgerError(
+                what=f"the model does not hold an edit of '{name}'", where=str(self.path), fix="see everedit log"
+            )
+        return chosen
+
+    # ------------------------------------------------------------------ looking
+
+    def log(self, limit: int | None = None, *, everything: bool = False) -> list[CommitRecord]:
+        """Return the commits that the model holds, or all that were ever made, the newest first."""
+        return list(self.ledger.log(limit, everything=everything))
+
+    def diff(self, one: str, other: str) -> comparing.Diff:
+        """Return what differs between two commits: edits, and weights and memories by their size."""
+        self.sync()
+        return comparing.diff(self, self.ledger.resolve(one), self.ledger.resolve(other))
+
+    def verify(self) -> int:
+        """Make every state again from the base model and compare all bits; return the number of commits.
+
+        Raises :class:`LedgerError` that names the first commit that differs.
+        """
+        self.sync()
+        return comparing.verify(self)
+
+    def conflicts(self) -> list[Conflict]:
+        """Return the conflicts among the edits that the model holds."""
+        return list(conflicts_among(self.ledger.held, self.config.conflicts))
+
+    def expired(self, today: str = "") -> list[HeldEdit]:
+        """Return the edits that no longer hold on a day (ISO 8601), by default today."""
+        return self.ledger.held.expired(day(today) if today else now()[:10])
+
+    def expire(self, today: str = "", *, by: str = "", wait: float = 0.0) -> list[CommitRecord]:
+        """Forget the edits that no longer hold on a day."""
+        with self.writing(wait):
+            items = self.expired(today)
+            return [forgetting.forget(self, items, "auto", by, why="expired")] if items else []
+
+    def retention(self, *, blame: bool = True) -> Retention:
+        """Score all edits on the present model, and name for each lost one the commit that broke it."""
+        self.sync()
+        return retention(self, blame=blame)
+
+    def export(self, format: str, out: str | Path, **options: Any) -> Exported:
+        """Write the edited model in a format that others read; see :func:`everedit.export.export`."""
+        from everedit.living.exporting import export
+
+        self.sync()
+        return export(self, format, out, **options)
