@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from everedit.errors import CacheError
 
-__all__ = ["atomic_write", "cache_root", "digest", "file_sha256", "write_json", "write_text"]
+__all__ = ["atomic_folder", "atomic_write", "cache_root", "digest", "file_sha256", "write_json", "write_text"]
 
 
 def cache_root() -> Path:
@@ -47,6 +50,63 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         if scratch is not None:
             scratch.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Let the block fill a folder beside ``path``; at its end that folder becomes ``path``, whole and on disk.
+
+    ``path`` must be absent or an empty folder. Fails with the :class:`OSError` that it meets; nothing is left then. Of
+    a process that was killed a hidden folder beside ``path`` is left, and goes with the next one made there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        with _held(left) as abandoned:
+            if abandoned:
+                shutil.rmtree(left, ignore_errors=True)
+    scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial"))
+    try:
+        with _held(scratch):
+            yield scratch
+            for part in sorted(scratch.rglob("*")):
+                if part.is_file():
+                    _to_disk(part)
+            # mkdtemp makes private folders.
+            scratch.chmod(0o755)
+            os.replace(scratch, path)
+        with suppress(OSError):  # not every system opens folders
+            _to_disk(path)
+            _to_disk(path.parent)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[bool]:
+    """Hold a folder while the block runs, or until this process ends, however it ends; False if another holds it."""
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system: nobody is known to have let go
+        yield False
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        held = True
+    except OSError:
+        held = False
+    try:
+        yield held
+    finally:
+        os.close(handle)
+
+
+def _to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:

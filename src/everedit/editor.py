@@ -316,6 +316,10 @@ class Editor:
         self._take(state.method, state.policy)
         self._pending = dict(state.pending)
 
+    def net_change(self) -> Patch:
+        """Return all that was done to the weights, as one patch of the unedited model."""
+        return self._weights.net_change()
+
     def norm_ratios(self) -> dict[str, float]:
         """Return ||W_now|| / ||W_base|| of each changed weight."""
         return self._weights.norm_ratios()

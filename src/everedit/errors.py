@@ -10,6 +10,7 @@ __all__ = [
     "EditError",
     "EditRefused",
     "EvereditError",
+    "ExportError",
     "LedgerError",
     "LedgerLocked",
     "ModelError",
@@ -82,6 +83,10 @@ class EditRefused(EvereditError, ValueError):
     def __init__(self, *, what: str, where: str = "", fix: str = "", figures: dict[str, Any] | None = None) -> None:
         super().__init__(what=what, where=where, fix=fix)
         self.figures = figures or {}
+
+
+class ExportError(EvereditError, OSError):
+    """An export cannot be written, or something stands where it should go."""
 
 
 class RunFolderError(EvereditError, OSError):

@@ -19,7 +19,7 @@ from everedit.models import LanguageModel
 from everedit.models.layout import oriented
 from everedit.outcome import Commit
 
-__all__ = ["Finding", "Gates", "GatesConfig", "canary", "held_by", "perplexity"]
+__all__ = ["Finding", "Gates", "GatesConfig", "canary", "held_by", "read_perplexity"]
 
 _RECENT = 50
 
@@ -72,7 +72,7 @@ def canary() -> list[tuple[str, str]]:
     return [(begin, end) for begin, end in pairs]
 
 
-def perplexity(readings: Sequence[Reading]) -> float:
+def read_perplexity(readings: Sequence[Reading]) -> float:
     """Return the perplexity of all read tokens together; infinite where it is too large for a number."""
     tokens = sum(len(reading.target) for reading in readings)
     mean = sum(reading.nll * len(reading.target) for reading in readings) / tokens
@@ -117,7 +117,7 @@ class Gates:
                 bad = sum(not math.isfinite(reading.nll) for reading in readings) + self._broken(commit)
                 found.append(Finding("finite", bad, 0, bad == 0))
             if config.perplexity is not None:
-                ratio = perplexity(readings) / self.base
+                ratio = read_perplexity(readings) / self.base
                 found.append(Finding("perplexity", ratio, config.perplexity, ratio <= config.perplexity))
         recent = norms[:_RECENT]
         if config.norm is not None and len(recent) >= config.norm_after and median(recent) > 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -13,7 +13,7 @@ from torch import Tensor
 from everedit.errors import NumericalError
 from everedit.models import LanguageModel
 from everedit.models.layout import oriented
-from everedit.patch import Delta, Patch
+from everedit.patch import Delta, Dense, Patch
 
 __all__ = ["EditedWeights", "Snapshot", "moved"]
 
@@ -67,6 +67,10 @@ class EditedWeights:
         if name not in self._masters:
             return torch.zeros_like(self._weight(name), dtype=torch.float64)
         return self._masters[name].double() - self._originals[name].double()
+
+    def net_change(self) -> Patch:
+        """Return what the model shows of each changed weight less the original, in float64, which loses no bit."""
+        return Patch(_Differences(dict(self._originals), dict(self._shown)))
 
     def names(self) -> list[str]:
         """Return the names of the changed weights."""
@@ -148,3 +152,20 @@ class EditedWeights:
             name: float(self._on(self._face, name).float().norm() / original.float().norm())
             for name, original in self._originals.items()
         }
+
+
+@dataclass(frozen=True)
+class _Differences(Mapping[str, Delta]):
+    """Dense changes, each computed when it is asked for: all of them together may be larger than the model."""
+
+    originals: dict[str, Tensor]
+    shown: dict[str, Tensor]
+
+    def __getitem__(self, name: str) -> Dense:
+        return Dense(self.shown[name].double() - self.originals[name].double())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self.shown))
+
+    def __len__(self) -> int:
+        return len(self.shown)

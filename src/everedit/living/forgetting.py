@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -45,7 +45,7 @@ def stage_forgetting(writer: Writer, items: Sequence[HeldEdit], how: How, by: st
     living = writer.living
     commits = [living.ledger.commit(name) for name in dict.fromkeys(item.commit for item in items)]
     rows = {item.row for item in items}
-    about = {"by": person(by), "why": why, "forgot": [item.edit.id for item in items]}
+    about: dict[str, Any] = {"by": person(by), "why": why, "forgot": [item.edit.id for item in items]}
     last = len(commits) == 1 and commits[0].id == living.head
     if how != "replay" and not writer.drafts and (how == "downdate" or not last) and _whole(living, commits, rows):
         before = living.editor.state()
@@ -71,7 +71,7 @@ def _whole(living: LivingModel, commits: Sequence[CommitRecord], rows: set[int])
     return all({item.row for item in commit.edits} <= rows for commit in commits)
 
 
-def _downdate(writer: Writer, commit: CommitRecord, about: dict[str, object]) -> bool:
+def _downdate(writer: Writer, commit: CommitRecord, about: dict[str, Any]) -> bool:
     """Take one commit out by algebra; False if there is none for it."""
     living = writer.living
     tensors, info = living.blobs.get(commit.draft.blob)
@@ -110,7 +110,7 @@ class _Effects:
             yield patch_of(*self.living.blobs.get(draft.blob))
 
 
-def _replay(writer: Writer, items: Sequence[HeldEdit], about: dict[str, object]) -> None:
+def _replay(writer: Writer, items: Sequence[HeldEdit], about: dict[str, Any]) -> None:
     """Go back to where the first of the edits was made, and make everything after it again without them."""
     living, ledger = writer.living, writer.living.ledger
     old, names = living.head, {item.commit for item in items}

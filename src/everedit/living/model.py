@@ -2,41 +2,33 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Self
 
-from everedit.cache import write_text
 from everedit.conflicts import Conflict, conflicts_among
 from everedit.edit import Edit
 from everedit.editor import Editor
-from everedit.engine.settings import validated
 from everedit.errors import LedgerError
 from everedit.evaluation.read import read
-from everedit.gates import Gates, canary, perplexity
+from everedit.gates import Gates, canary, read_perplexity
 from everedit.ledger import Blobs, CommitRecord, Event, HeldEdit, Ledger, Replay, WriterLock
 from everedit.ledger.stream import unpack_targets
-from everedit.living import comparing, forgetting, writing
-from everedit.living.config import FILE, LivingConfig
+from everedit.living import comparing, forgetting, opening, writing
+from everedit.living.config import LivingConfig
 from everedit.living.outcome import Added
 from everedit.living.retention import Retention, retention
 from everedit.living.times import day, now, person
-from everedit.models import LanguageModel, load_model
+from everedit.models import LanguageModel
 from everedit.outcome import Answer, EditResult, StreamState
-from everedit.policies import make_policy
 
 if TYPE_CHECKING:
     from everedit.export import Exported
 
 __all__ = ["LivingModel"]
-
-Reaction = Literal["skip", "stop", "retry"]
-OnConflict = Literal["error", "replace", "keep"]
 
 
 class LivingModel:
@@ -75,29 +67,8 @@ class LivingModel:
         ``lm`` is the model itself if it is loaded already. Raises :class:`EvereditError`, and leaves nothing, if the
         folder is taken or the parts do not go together.
         """
-        folder = Path(path).expanduser()
         named = {"model": lm.name if lm else model, "method": method, "policy": policy}
-        config = validated(LivingConfig, {**named, **options}, "living model")
-        make_policy(policy, config.policy_settings)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise LedgerError(what="there is something in this place already", where=str(folder), fix="choose another")
-        lm = lm or load_model(model, device=device, dtype=config.dtype)
-        editor = config.editor(lm)
-        config = config.resolved(editor, lm)
-        about = {"model": lm.fingerprint, "config": config.identity, "made": now(), "pending": ""}
-        fresh = not folder.exists()
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            ledger = Ledger.create(folder, about)
-            # Last: a folder with a config is a living model.
-            write_text(folder / FILE, config.text())
-        except OSError as error:
-            if fresh:
-                shutil.rmtree(folder, ignore_errors=True)
-            if isinstance(error, LedgerError):
-                raise
-            raise LedgerError(what=f"cannot be made: {error}", where=str(folder), fix="choose another place") from error
-        return cls(folder, config, editor, ledger)
+        return cls(*opening.made(Path(path).expanduser(), {**named, **options}, lm, device))
 
     @classmethod
     def open(cls, path: str | Path, *, lm: LanguageModel | None = None, device: Any = None) -> LivingModel:
@@ -106,27 +77,11 @@ class LivingModel:
         Raises :class:`LedgerError` if the folder is none, is damaged, or was made for another base model; everything
         is checked before any of it is used.
         """
-        folder = Path(path).expanduser()
-        config = LivingConfig.load(folder)
-        ledger = Ledger.open(folder)
+        living = cls(*opening.opened(Path(path).expanduser(), lm, device))
         try:
-            if ledger.about("config") != config.identity:
-                raise LedgerError(
-                    what="config.yaml is not the one that this model was made with",
-                    where=str(folder / FILE),
-                    fix="restore it; only model, gates and conflicts may be changed",
-                )
-            lm = lm or load_model(config.model, device=device, dtype=config.dtype)
-            if lm.fingerprint != ledger.about("model"):
-                raise LedgerError(
-                    what=f"'{lm.name}' is not the base model that these edits were made on",
-                    where=str(folder),
-                    fix="name the right weights in config.yaml (model: …)",
-                )
-            living = cls(folder, config, config.editor(lm), ledger)
             living.sync()
         except BaseException:
-            ledger.close()
+            living.ledger.close()
             raise
         return living
 
@@ -139,9 +94,7 @@ class LivingModel:
         """Return the living model itself."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close it."""
         self.close()
 
@@ -224,7 +177,7 @@ class LivingModel:
         """The gates; the unedited model is measured when they are first used."""
         if self._gates is None:
             with self.editor.unedited() as lm:
-                base = perplexity(read(lm, canary()))
+                base = read_perplexity(read(lm, canary()))
             self._gates = Gates(self.config.gates, self.lm, base)
         return self._gates
 
@@ -304,7 +257,10 @@ class LivingModel:
             return forgetting.forget(self, self.held(commit), how, by)
 
     def held(self, name: str) -> list[HeldEdit]:
-        """Return the edits that a commit's or an edit's id names. Raises :class:`LedgerError` if the model holds none."""
+        """Return the edits that a commit's or an edit's id names.
+
+        Raises :class:`LedgerError` if the model holds none.
+        """
         record = self.ledger.commit(self.ledger.resolve(name))
         chosen = [item for item in record.edits if item.row in self.ledger.held]
         if not record.id.startswith(name):
@@ -353,9 +309,28 @@ class LivingModel:
         self.sync()
         return retention(self, blame=blame)
 
-    def export(self, format: str, out: str | Path, **options: Any) -> Exported:
-        """Write the edited model in a format that others read; see :func:`everedit.export.export`."""
-        from everedit.living.exporting import export
+    @property
+    def number(self) -> int:
+        """How many commits lead from the base model to the present one."""
+        return self.ledger.commit(self.head).number if self.head else 0
+
+    def export(self, format: str, out: str | Path, *, measure: bool = True, **options: Any) -> Exported:
+        """Write the edited model as ``merged``, ``peft``, ``gguf`` or ``card`` into the new folder ``out``.
+
+        With ``measure`` the card says what every fact scores and what editing has cost. ``options`` are those of
+        :func:`everedit.export.export`.
+        """
+        from everedit.living.exporting import exported
 
         self.sync()
-        return export(self, format, out, **options)
+        return exported(self, format, out, measure=measure, options=options)
+
+    def adopt(self, folder: str | Path, *, source: str = "", by: str = "", wait: float = 0.0) -> CommitRecord:
+        """Take over the difference of a peer's model folder from the base model as the first commit.
+
+        Raises :class:`EvereditError` and changes nothing if it is no such model or there are edits already.
+        """
+        from everedit.living.exporting import adopt
+
+        with self.writing(wait):
+            return adopt(self, folder, source, by)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -42,7 +42,10 @@ class Fate:
 
 @dataclass(frozen=True)
 class Retention:
-    """The fates of all edits that are in the ledger, and the survival curve: (commits lived through, share alive)."""
+    """The fates of all edits that are in the ledger, and the survival curve: (commits lived through, share alive).
+
+    Without blame there is no curve if an edit was lost.
+    """
 
     fates: tuple[Fate, ...]
     curve: tuple[tuple[int, float], ...]
@@ -72,7 +75,9 @@ def retention(living: LivingModel, *, blame: bool) -> Retention:
     if blame and not all(fate.held for fate in fates):
         broken = _bisected(living, line, [fate for fate in fates if not fate.held])
         fates = [broken.get(fate.item.row, fate) for fate in fates]
-    return Retention(tuple(fates), survival([(fate.lived, not fate.held) for fate in fates]))
+    # Without blame it is not known when what was lost was lost.
+    known = blame or all(fate.held for fate in fates)
+    return Retention(tuple(fates), survival([(fate.lived, not fate.held) for fate in fates]) if known else ())
 
 
 def _bisected(living: LivingModel, line: Sequence[str], lost: Sequence[Fate]) -> dict[int, Fate]:
@@ -114,11 +119,10 @@ def survival(lives: Sequence[tuple[int, bool]]) -> tuple[tuple[int, float], ...]
     ``lives`` are (commits lived through, whether that was the end): of an edit that is still held it is not known how
     long it will live, only how long it has.
     """
-    alive, curve = 1.0, [(0, 1.0)]
-    for length in sorted({length for length, _ in lives}):
-        at_risk = sum(other >= length for other, _ in lives)
-        ended = sum(ended and other == length for other, ended in lives)
-        if ended:
-            alive *= 1 - ended / at_risk
+    ended, seen = Counter(length for length, over in lives if over), Counter(length for length, _ in lives)
+    alive, at_risk, curve = 1.0, len(lives), [(0, 1.0)]
+    for length in sorted(seen):
+        alive *= 1 - ended[length] / at_risk
+        at_risk -= seen[length]
         curve.append((length, alive))
     return tuple(curve)
