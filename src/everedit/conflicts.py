@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from everedit.edit import Edit
 from everedit.errors import LedgerError
-from everedit.ledger import HeldEdit
 from everedit.ledger.held import HeldEdits
+from everedit.ledger.records import HeldEdit
 
 __all__ = ["Conflict", "ConflictsConfig", "conflicts_among", "conflicts_of", "key_bytes"]
 
@@ -25,9 +25,17 @@ class ConflictsConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    near_key: float | None = Field(
-        0.98, gt=0, le=1, description="cosine of two edits' keys from which on they are near; null: not looked at"
+    near_key: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] | None = Field(
+        "auto", description="cosine of two edits' keys from which on they are near; null: not looked at"
     )
+
+    def resolved(self, *, by_subject: bool) -> ConflictsConfig:
+        """Return the config with a cosine. Keys at a subject's last token tell subjects apart; those at the last token
+        of a prompt are all rather alike.
+        """
+        if self.near_key != "auto":
+            return self
+        return self.model_copy(update={"near_key": 0.98 if by_subject else 0.999})
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,7 @@ def conflicts_of(edit: Edit, key: bytes, held: HeldEdits, config: ConflictsConfi
             found[other.row] = Conflict("same fact", edit, other)
     for other in held.reverses(edit):
         found.setdefault(other.row, Conflict("reverse fact", edit, other))
-    if config.near_key is not None:
+    if isinstance(config.near_key, float):
         mine = _matrix([key], len(key))[0]
         near: dict[int, float] = {}
         for part in held.key_rows():
@@ -94,7 +102,7 @@ def conflicts_among(held: HeldEdits, config: ConflictsConfig) -> Iterator[Confli
         }
         kinds |= {other.row: ("same fact", other) for other in about}
         yield from (Conflict(kind, item.edit, other) for row, (kind, other) in kinds.items() if row < item.row)
-    if config.near_key is not None:
+    if isinstance(config.near_key, float):
         yield from _near(held, config.near_key)
 
 

@@ -91,6 +91,11 @@ class Gates:
     def __init__(self, config: GatesConfig, lm: LanguageModel, base: float) -> None:
         self.config, self.lm, self.base = config, lm, base
 
+    @classmethod
+    def measured_on(cls, lm: LanguageModel, config: GatesConfig) -> Gates:
+        """Return the gates of a model that is unedited now."""
+        return cls(config, lm, read_perplexity(read(lm, canary())))
+
     def check(self, commit: Commit, norms: Sequence[float], sample: Sequence[Edit]) -> dict[str, Any]:
         """Return what was measured on the model with ``commit`` made.
 

@@ -107,6 +107,27 @@ class Reading:
         edits: tuple[HeldEdit, ...] = self.held.of_commit(seq, found)
         return CommitRecord(seq, found, parent, number, bool(active), _draft(record), edits)
 
+    def held_count(self) -> int:
+        """Return how many edits the model holds."""
+        with explained(self.folder):
+            return len(self.held)
+
+    def back(self, head: str, steps: int) -> str:
+        """Return the commit that an undo of ``steps`` commits leads to.
+
+        Raises :class:`LedgerError` if there are not so many.
+        """
+        for done in range(steps):
+            if not head:
+                raise LedgerError(
+                    what=f"there are only {done} commits to undo, and {steps} are asked for",
+                    where=str(self.folder),
+                    fix="see everedit log",
+                )
+            record = self.commit(head)
+            head = record.parent if record.draft.back is None else record.draft.back
+        return head
+
     def log(self, limit: int | None = None, *, everything: bool = False) -> Iterator[CommitRecord]:
         """Yield commits, the newest first: those that the model holds, or all that were ever made."""
         where, order = ("", "seq") if everything else ("WHERE active = 1", "number")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from everedit.ledger import HeldEdit
+from everedit.ledger.records import HeldEdit
 from everedit.ledger.steps import hashes_of
 from everedit.outcome import StreamState
 
@@ -77,11 +78,11 @@ def _norms(living: LivingModel, name: str, first: StreamState, second: StreamSta
     return norm, norm / float(base.double().norm())
 
 
-def verify(living: LivingModel) -> int:
+def verify(living: LivingModel, progress: Callable[[int], object]) -> int:
     """Make every state again and compare; return how many commits there are."""
     count = 0
-    for _ in living.replay.verified(living.head):
-        count += 1
+    for _, count in living.replay.verified(living.head):
+        progress(count)
     # Every file that any line speaks of must be sound, not only those of the present one.
     for blob in living.ledger.blobs_in_use():
         if blob:

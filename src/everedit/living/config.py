@@ -95,5 +95,6 @@ class LivingConfig(BaseModel):
                 "method_settings": editor.method.config.model_dump(mode="json"),
                 "policy_settings": editor.policy.settings,
                 "stats": stats,
+                "conflicts": self.conflicts.resolved(by_subject=editor.method.traits.needs_subject),
             }
         )

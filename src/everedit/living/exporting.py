@@ -9,7 +9,7 @@ from everedit.errors import LedgerError
 from everedit.evaluation import Evaluator
 from everedit.export import Exported, FactRecord, Source, difference, export, measured
 from everedit.gates import canary
-from everedit.ledger import CommitRecord
+from everedit.ledger.records import CommitRecord
 from everedit.living.times import person
 from everedit.living.writing import Writer
 from everedit.outcome import Commit

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from everedit.editor import PREFETCH
 from everedit.engine.downdate import Forgotten
-from everedit.errors import NotApplicable, NumericalError
-from everedit.ledger import CommitRecord, HeldEdit
+from everedit.errors import LedgerError, NotApplicable, NumericalError
+from everedit.ledger.reading import BASE
+from everedit.ledger.records import CommitRecord, HeldEdit
 from everedit.ledger.steps import keys_of, patch_of
 from everedit.living.times import person
 from everedit.living.writing import Writer
@@ -21,9 +22,25 @@ from everedit.patch import LowRank, Patch
 if TYPE_CHECKING:
     from everedit.living.model import LivingModel
 
-__all__ = ["How", "forget", "stage_forgetting"]
+__all__ = ["How", "forget", "named", "stage_forgetting"]
 
 How = Literal["auto", "downdate", "replay"]
+
+
+def named(living: LivingModel, name: str) -> list[HeldEdit]:
+    """Return the edits that a commit's or an edit's id names.
+
+    Raises :class:`LedgerError` if the model holds none of them.
+    """
+    record = living.ledger.commit(living.ledger.resolve(name)) if name != BASE else None
+    chosen = [item for item in record.edits if item.row in living.ledger.held] if record else []
+    if record and name != "head" and not record.id.startswith(name):
+        chosen = [item for item in chosen if item.edit.id.startswith(name)]
+    if not chosen:
+        raise LedgerError(
+            what=f"the model does not hold an edit of '{name}'", where=str(living.path), fix="see everedit log"
+        )
+    return chosen
 
 
 def forget(living: LivingModel, items: Sequence[HeldEdit], how: How, by: str, why: str = "forgotten") -> CommitRecord:

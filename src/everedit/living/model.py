@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +13,12 @@ from everedit.conflicts import Conflict, conflicts_among
 from everedit.edit import Edit
 from everedit.editor import Editor
 from everedit.errors import LedgerError
-from everedit.evaluation.read import read
-from everedit.gates import Gates, canary, read_perplexity
-from everedit.ledger import Blobs, CommitRecord, Event, HeldEdit, Ledger, Replay, WriterLock
+from everedit.gates import Gates
+from everedit.ledger.blobs import Blobs
+from everedit.ledger.lock import WriterLock
+from everedit.ledger.records import CommitRecord, Event, HeldEdit
+from everedit.ledger.replay import Replay
+from everedit.ledger.store import Ledger
 from everedit.ledger.stream import unpack_targets
 from everedit.living import comparing, forgetting, opening, writing
 from everedit.living.config import LivingConfig
@@ -39,7 +42,8 @@ class LivingModel:
     """
 
     def __init__(self, path: Path, config: LivingConfig, editor: Editor, ledger: Ledger) -> None:
-        self.path, self.config, self.editor, self.ledger = path, config, editor, ledger
+        self.path, self.editor, self.ledger = path, editor, ledger
+        self.config = config.resolved(editor, editor.lm)
         self.lock = WriterLock(path / "lock")
         state = editor.state()
         self.blobs = Blobs(path / "blobs")
@@ -177,8 +181,7 @@ class LivingModel:
         """The gates; the unedited model is measured when they are first used."""
         if self._gates is None:
             with self.editor.unedited() as lm:
-                base = read_perplexity(read(lm, canary()))
-            self._gates = Gates(self.config.gates, self.lm, base)
+                self._gates = Gates.measured_on(lm, self.config.gates)
         return self._gates
 
     # ------------------------------------------------------------------ editing
@@ -219,16 +222,7 @@ class LivingModel:
         Raises :class:`LedgerError` and changes nothing if there are not so many.
         """
         with self.writing(wait):
-            head = self.head
-            for done in range(steps):
-                if not head:
-                    raise LedgerError(
-                        what=f"there are only {done} commits to undo, and {steps} are asked for",
-                        where=str(self.path),
-                        fix="see everedit log",
-                    )
-                record = self.ledger.commit(head)
-                head = record.parent if record.draft.back is None else record.draft.back
+            head = self.ledger.back(self.head, steps)
             if steps > 0:
                 self._move(head, "undo", by, {"steps": steps})
             return head
@@ -254,22 +248,7 @@ class LivingModel:
         is made again) or ``auto``. Returns the commit that says which it was.
         """
         with self.writing(wait):
-            return forgetting.forget(self, self.held(commit), how, by)
-
-    def held(self, name: str) -> list[HeldEdit]:
-        """Return the edits that a commit's or an edit's id names.
-
-        Raises :class:`LedgerError` if the model holds none.
-        """
-        record = self.ledger.commit(self.ledger.resolve(name))
-        chosen = [item for item in record.edits if item.row in self.ledger.held]
-        if not record.id.startswith(name):
-            chosen = [item for item in chosen if item.edit.id.startswith(name)]
-        if not chosen:
-            raise LedgerError(
-                what=f"the model does not hold an edit of '{name}'", where=str(self.path), fix="see everedit log"
-            )
-        return chosen
+            return forgetting.forget(self, forgetting.named(self, commit), how, by)
 
     # ------------------------------------------------------------------ looking
 
@@ -282,13 +261,13 @@ class LivingModel:
         self.sync()
         return comparing.diff(self, self.ledger.resolve(one), self.ledger.resolve(other))
 
-    def verify(self) -> int:
+    def verify(self, progress: Callable[[int], object] = lambda done: None) -> int:
         """Make every state again from the base model and compare all bits; return the number of commits.
 
         Raises :class:`LedgerError` that names the first commit that differs.
         """
         self.sync()
-        return comparing.verify(self)
+        return comparing.verify(self, progress)
 
     def conflicts(self) -> list[Conflict]:
         """Return the conflicts among the edits that the model holds."""

@@ -10,7 +10,7 @@ from everedit.cache import write_text
 from everedit.editor import Editor
 from everedit.engine.settings import validated
 from everedit.errors import LedgerError
-from everedit.ledger import Ledger
+from everedit.ledger.store import Ledger
 from everedit.living.config import FILE, LivingConfig
 from everedit.living.times import now
 from everedit.methods import method_class

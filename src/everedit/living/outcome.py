@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from everedit.conflicts import Conflict
 from everedit.edit import Edit
-from everedit.ledger import CommitRecord
+from everedit.ledger.records import CommitRecord
 
 __all__ = ["Added", "SetAside"]
 

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from everedit.gates import held_by
-from everedit.ledger import HeldEdit
+from everedit.ledger.records import HeldEdit
 
 if TYPE_CHECKING:
     from everedit.living.model import LivingModel

@@ -13,7 +13,8 @@ from everedit.edit import Edit
 from everedit.engine.settings import validated
 from everedit.errors import EditConflict, EditError, EditRefused, EvereditError, LedgerError
 from everedit.gates import held_by
-from everedit.ledger import CommitRecord, Draft, EditRecord, Event, step_between
+from everedit.ledger.records import CommitRecord, Draft, EditRecord, Event
+from everedit.ledger.steps import step_between
 from everedit.ledger.stream import pack_targets
 from everedit.living.outcome import Added, SetAside
 from everedit.living.times import day, now, person
