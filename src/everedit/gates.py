@@ -40,6 +40,9 @@ class GatesConfig(BaseModel):
     )
     sample: int = Field(16, ge=1, description="size of that sample; fewer than four edits are not judged")
     took: float | None = Field(0.9, gt=0, le=1, description="share of the commit's own edits that the model must say")
+    passes: int = Field(
+        3, ge=1, description="how often an edit of weights that does not take is made, on top of itself, in one commit"
+    )
 
 
 @dataclass(frozen=True)
@@ -132,9 +135,16 @@ class Gates:
             lost = held_by(self.lm, sample).count(False) / len(sample)
             found.append(Finding("lost", lost, config.lost, lost <= config.lost))
         if config.took is not None:
-            share = held_by(self.lm, commit.edits).count(True) / len(commit.edits)
+            share = self._said(commit.edits)
             found.append(Finding("took", share, config.took, share >= config.took))
         return found
+
+    def took(self, edits: Sequence[Edit]) -> bool:
+        """Whether edits pass the gate of that name, on the model as it is."""
+        return self.config.took is None or self._said(edits) >= self.config.took
+
+    def _said(self, edits: Sequence[Edit]) -> float:
+        return held_by(self.lm, edits).count(True) / len(edits)
 
     def _broken(self, commit: Commit) -> int:
         weights = [oriented(self.lm.layout.module_of(name)) for name in commit.patch.deltas]

@@ -94,7 +94,12 @@ def _downdate(writer: Writer, commit: CommitRecord, about: dict[str, Any]) -> bo
     tensors, info = living.blobs.get(commit.draft.blob)
     patch = patch_of(tensors, info)
     keys = keys_of(tensors)
-    if not keys or not all(isinstance(delta, LowRank) for delta in patch.deltas.values()):
+    # A second pass of the same commit knew the first, so that the two are no single step of the problem.
+    if (
+        not keys
+        or "passes" in commit.draft.info
+        or not all(isinstance(delta, LowRank) for delta in patch.deltas.values())
+    ):
         return False
     forgotten = Forgotten(patch, keys, _Effects(living, commit.parent).of, living.editor.shift)
     start = living.editor.state()
@@ -148,8 +153,7 @@ def _replay(writer: Writer, items: Sequence[HeldEdit], about: dict[str, Any]) ->
             writer.stage_change("import", start, Commit((), change, change.norm(), None, {}), info=record.draft.info)
         elif again:
             ahead = [item.edit for later in kept[place + 1 : place + 1 + PREFETCH] for item in later]
-            scale = float(record.draft.info.get("scale", 1.0))
-            writer.stage(again, ahead, gated=False, scale=scale, info={"remade_from": record.id})
+            writer.stage_again(again, ahead, record)
     # A commit that changes nothing says what was done, and leads an undo back to where it was.
     start = living.editor.state()
     info = {**about, "how": "replay", "remade": sum(map(len, kept))}

@@ -24,6 +24,7 @@ from everedit.living import comparing, forgetting, opening, writing
 from everedit.living.config import LivingConfig
 from everedit.living.outcome import Added
 from everedit.living.retention import Retention, retention
+from everedit.living.screening import Options
 from everedit.living.times import day, now, person
 from everedit.models import LanguageModel
 from everedit.outcome import Answer, EditResult, StreamState
@@ -189,20 +190,20 @@ class LivingModel:
     def edit(self, edits: Edit | Sequence[Edit], **options: Any) -> list[CommitRecord]:
         """Make edits and commit them: all, or none of them. A method that solves batches makes them together.
 
-        Options are those of :class:`everedit.living.writing.Options`. Raises :class:`EditConflict`,
+        Options are those of :class:`everedit.living.screening.Options`. Raises :class:`EditConflict`,
         :class:`EditRefused` or another :class:`EvereditError`; the model is then as before.
         """
         batch = [edits] if isinstance(edits, Edit) else list(edits)
         with self.writing(float(options.get("wait", 0.0))):
-            return writing.edit(self, batch, writing.Options.of(options))
+            return writing.edit(self, batch, Options.of(options))
 
     def add(self, edits: Sequence[Edit], **options: Any) -> Added:
         """Make edits one after another, or ``batch`` at a time, each its own commit; set aside what cannot be made.
 
-        Options are those of :class:`everedit.living.writing.Options`. What was committed stays, whatever happens next.
+        Options are those of :class:`everedit.living.screening.Options`. What was committed stays, whatever comes next.
         """
         with self.writing(float(options.get("wait", 0.0))):
-            return writing.add(self, list(edits), writing.Options.of(options))
+            return writing.add(self, list(edits), Options.of(options))
 
     @contextmanager
     def trial(self, edits: Edit | Sequence[Edit], *, score: bool = True) -> Iterator[EditResult]:
