@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,8 @@ import typer
 from everedit.cli.console import friendly, show_json, show_table, showing_progress, terminal
 
 if TYPE_CHECKING:
-    from everedit.living import Added, LivingModel
+    from everedit.edit import Edit
+    from everedit.living import Added, LivingModel, SetAside
 
 FOLDER = typer.Argument(help="The folder of the living model.", metavar="LIVING_MODEL")
 DEVICE = typer.Option(None, help="Where to compute; the best at hand by default.")
@@ -80,18 +82,20 @@ def add(
 ) -> None:
     """Add one correction, or a file of them; each is on disk before it is said to be made."""
     from everedit.errors import EditError
-    from everedit.living.outcome import SetAside
 
     options = {"by": by, "source": source, "until": until, "batch": batch, "on_conflict": on_conflict,
                "on_refusal": on_refusal, "again": again, "resume": resume, "wait": wait}  # fmt: skip
     if (file is None) == (prompt is None):
         raise EditError(what="give either a prompt and a target, or a file", fix="see everedit add --help")
-    edits, bad = _from_file(file, on_conflict) if file else ([_single(prompt, target, subject, relation)], [])
+    lines: dict[str, int] = {}
+    bad: list[SetAside] = []
+    edits = _from_file(file, on_conflict, lines, bad) if file else [_single(prompt, target, subject, relation)]
     living = opened(folder, device)
     with showing_progress() as reporter:
         reporter.stage("editing")
         done = living.add(edits, **options)
-    done.set_aside += [SetAside("bad record", item.reason, item.fix, None, {}, item.line, item.record) for item in bad]
+    done.set_aside = [replace(item, line=lines.get(item.edit.id) if item.edit else None) for item in done.set_aside]
+    done.set_aside += bad
     if json:
         show_json(done.as_dict())
     else:
@@ -100,7 +104,7 @@ def add(
         raise typer.Exit(1)
 
 
-def _single(prompt: str | None, target: str | None, subject: str | None, relation: str | None) -> Any:
+def _single(prompt: str | None, target: str | None, subject: str | None, relation: str | None) -> Edit:
     from everedit.edit import Edit
     from everedit.errors import EditError
 
@@ -109,11 +113,15 @@ def _single(prompt: str | None, target: str | None, subject: str | None, relatio
     return Edit.parse({"prompt": prompt, "target_new": target, "subject": subject, "relation": relation})
 
 
-def _from_file(file: Path, on_conflict: str) -> tuple[list[Any], list[Any]]:
+def _from_file(file: Path, on_conflict: str, lines: dict[str, int], bad: list[SetAside]) -> list[Edit]:
+    """Return the edits of a file; put down where each stands, and the records that are none."""
     from everedit.data import load_edits
+    from everedit.living.outcome import SetAside
 
     loaded = load_edits(str(file), keep_contradictions=on_conflict != "error")
-    return loaded.edits, loaded.rejected
+    lines.update({edit.id: line for edit, line in zip(loaded.edits, loaded.lines, strict=True)})
+    bad += [SetAside("bad record", item.reason, item.fix, None, {}, item.line, item.record) for item in loaded.rejected]
+    return loaded.edits
 
 
 def _show(done: Added) -> None:

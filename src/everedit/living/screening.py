@@ -1,4 +1,4 @@
-"""What is asked for, and what is looked at before an edit is made: must it be, can it be, is it in the way of others."""
+"""What is asked for, and what is looked at before an edit is made: is it new, can it be made, is it in the way."""
 
 from __future__ import annotations
 
