@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
     "CacheError",
+    "EditConflict",
     "EditError",
+    "EditRefused",
     "EvereditError",
     "ExportError",
+    "LedgerError",
+    "LedgerLocked",
     "ModelError",
     "NotApplicable",
     "NumericalError",
@@ -55,6 +61,28 @@ class NumericalError(EvereditError, ArithmeticError):
 
 class CacheError(EvereditError, OSError):
     """A cached file is damaged or a folder cannot be written."""
+
+
+class LedgerError(EvereditError, OSError):
+    """A living model's folder is missing, damaged, made by another version or for another base, or cannot be written;
+    or something is asked of it that it does not hold.
+    """
+
+
+class LedgerLocked(LedgerError):
+    """Another process is writing to this living model."""
+
+
+class EditConflict(EditError):
+    """An edit contradicts one that the model holds, or would be written where another one stands."""
+
+
+class EditRefused(EvereditError, ValueError):
+    """An edit was computed and did not pass a gate; the model is as before. ``figures`` are what was measured."""
+
+    def __init__(self, *, what: str, where: str = "", fix: str = "", figures: dict[str, Any] | None = None) -> None:
+        super().__init__(what=what, where=where, fix=fix)
+        self.figures = figures or {}
 
 
 class ExportError(EvereditError, OSError):

@@ -11,9 +11,17 @@ import torch
 from torch import Tensor
 
 from everedit.errors import NumericalError
-from everedit.patch import LowRank
+from everedit.patch import LowRank, plus_outer
 
-__all__ = ["Factor", "equality_update", "largest_singular_value", "rank_one_update", "recursive_gain", "ridge_update"]
+__all__ = [
+    "Factor",
+    "equality_update",
+    "largest_singular_value",
+    "rank_one_update",
+    "recursive_gain",
+    "recursive_step",
+    "ridge_update",
+]
 
 
 @dataclass(frozen=True)
@@ -106,13 +114,24 @@ def recursive_gain(inverse: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
 
     ``inverse`` is P^-1 (D, D) float64. G = P^-1 K (I + K^T P^-1 K)^-1, and P'^-1 = P^-1 - G K^T P^-1.
     """
+    gain, root = recursive_step(inverse, keys)
+    return gain, plus_outer((inverse + inverse.T) / 2, -root, root)
+
+
+def recursive_step(inverse: Tensor, keys: Tensor, sign: int = 1) -> tuple[Tensor, Tensor]:
+    """Return (G, B), both (D, n), of the step that adds K K^T to P: G = P'^-1 K, and P'^-1 = P^-1 - B B^T.
+
+    With the Cholesky factor L of I + K^T P^-1 K it is B = P^-1 K L^-T, so that the new inverse is symmetric to the bit.
+    With ``sign=-1`` K K^T is taken out of P: then L is of I - K^T P^-1 K, and P'^-1 = P^-1 + B B^T.
+
+    Raises :class:`NumericalError` if what would be left is not positive definite.
+    """
     k = keys.double()
     pk = inverse @ k
-    gram = torch.eye(k.shape[1], dtype=k.dtype, device=k.device) + k.T @ pk
-    gain = Factor.of((gram + gram.T) / 2).solve(pk.T).T
-    new = inverse - gain @ pk.T
-    # In rows, as it comes back from a file: how a matrix lies in memory decides how products with it round.
-    return gain, ((new + new.T) / 2).contiguous()
+    gram = torch.eye(k.shape[1], dtype=k.dtype, device=k.device) + sign * (k.T @ pk)
+    factor = Factor.of((gram + gram.T) / 2)
+    root = torch.linalg.solve_triangular(factor.lower, pk.T, upper=False).T
+    return factor.solve(pk.T).T, root
 
 
 def largest_singular_value(matrix: Tensor) -> float:

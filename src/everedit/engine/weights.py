@@ -16,7 +16,7 @@ from everedit.models import LanguageModel
 from everedit.models.layout import oriented
 from everedit.patch import Delta, Dense, Patch
 
-__all__ = ["EditedWeights", "Snapshot"]
+__all__ = ["EditedWeights", "Snapshot", "moved"]
 
 ReadOut = Callable[[Tensor, Tensor], Tensor]
 Face = Literal["base", "stream", "shown"]
@@ -27,6 +27,12 @@ class Snapshot:
     """The masters (d_out, d_in) at one moment, by parameter name; a weight not in it is as in the base model."""
 
     masters: dict[str, Tensor]
+
+
+def moved(weight: Tensor, delta: Delta) -> Tensor:
+    """Return the float32 master (d_out, d_in) of ``weight`` after a change; the same bits wherever it is computed."""
+    # In rows, as it comes back from a file: how a tensor lies in memory decides how sums over it round.
+    return delta.added_to(weight).float().contiguous()
 
 
 class EditedWeights:
@@ -78,8 +84,7 @@ class EditedWeights:
         fresh: dict[str, Tensor] = {}
         for name, delta in patch.deltas.items():
             now = self._masters.get(name, self._weight(name))
-            # In rows, as it comes back from a file: how a tensor lies in memory decides how sums over it round.
-            master = (now.double() + delta.dense().double().to(now.device)).float().contiguous()
+            master = moved(now, delta)
             if not bool(torch.isfinite(master.to(self._weight(name).dtype)).all()):
                 raise NumericalError(what="an edited weight would not be finite; nothing was written", where=name)
             fresh[name] = master

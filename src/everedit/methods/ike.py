@@ -205,6 +205,10 @@ class Ike(Method):
         key = ("demonstrations", config.demonstrations, config.demonstrations_path, config.encoder, bool(config.k))
         return bench.once(key, made)
 
+    def addresses(self, bench: Workbench, edits: Sequence[Edit]) -> Tensor:
+        """Return the embeddings of the prompts, which facts are found by."""
+        return self._encoder(bench).embed([edit.prompt for edit in edits])
+
     def fit(
         self, bench: Workbench, edits: Sequence[Edit], state: State, targets: Sequence[Target] | None = None
     ) -> tuple[Patch, State]:
