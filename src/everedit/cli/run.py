@@ -106,6 +106,8 @@ def show_summary(summary: dict[str, Any], out: Path) -> None:
             row = f"less {contradicted} contradicted"
             rows.append((row, *(at_end["uncontradicted"].get(metric) for metric in metrics)))
         show_table(name, ("model", *metrics), rows)
+    if "ability" in summary:
+        show_ability(summary["ability"])
     seconds = summary["seconds_per_edit"]
     show_table("Seconds per edit", seconds.keys(), [seconds.values()])
     once = ", ".join(f"{phase} {value:.1f} s" for phase, value in summary["seconds_before"].items())
@@ -114,6 +116,17 @@ def show_summary(summary: dict[str, Any], out: Path) -> None:
         f"before the first edit {once}, peak memory {summary['peak_memory_mb']:.0f} MiB, run folder {out}",
         soft_wrap=True,
     )
+
+
+def show_ability(found: dict[str, Any]) -> None:
+    """Show the general ability of the unedited model and of the model at the last checkpoint."""
+    last, at_end = list(found["checkpoints"].items())[-1]
+    rows = [
+        (task, name, value, at_end[task]["figures"][name])
+        for task, item in found["unedited"].items()
+        for name, value in item["figures"].items()
+    ]
+    show_table("General ability", ("task", "figure", "unedited", f"after {last}"), rows)
 
 
 def show_plan(config: RunConfig, *, json: bool = False) -> None:
