@@ -7,7 +7,21 @@ import os
 import typer
 
 from everedit._version import __version__
-from everedit.cli import ability, data, demo, edit, methods, models, report, rollback, run, stats, trace, train
+from everedit.cli import (
+    ability,
+    data,
+    demo,
+    edit,
+    methods,
+    models,
+    protocols,
+    report,
+    rollback,
+    run,
+    stats,
+    trace,
+    train,
+)
 from everedit.cli.console import terminal
 
 __all__ = ["app", "main"]
@@ -45,6 +59,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(methods.methods_app, name="methods")
 app.add_typer(methods.policies_app, name="policies")
 app.add_typer(data.app, name="data")
+app.add_typer(protocols.app, name="protocols")
 app.add_typer(ability.app, name="ability")
 app.add_typer(stats.app, name="stats")
 

@@ -25,6 +25,7 @@ def run(
     edits: int | None = typer.Option(None, help="How many edits. [50]"),
     batch: int | None = typer.Option(None, help="How many edits are made at once. [1]"),
     checkpoints: str | None = typer.Option(None, help="After how many edits all are scored. [1,10,50]"),
+    protocols: str | None = typer.Option(None, help="See: everedit protocols ls. [the four general ones]"),
     seed: int | None = typer.Option(None, help="Seed of everything that is sampled. [0]"),
     out: Path = typer.Option(Path("runs/latest"), help="The run folder."),
     setting: list[str] = typer.Option(
@@ -43,9 +44,10 @@ def run(
         execute(None, out, json=json)
         return
     marks = checkpoints.split(",") if checkpoints else None
+    names = [name.strip() for name in protocols.split(",")] if protocols else None
     flags: dict[str, Any] = {
         "model": model, "method": method, "policy": policy, "data": data, "data_path": data_path, "edits": edits,
-        "batch": batch, "checkpoints": marks, "seed": seed, "device": device,
+        "batch": batch, "checkpoints": marks, "protocols": names, "seed": seed, "device": device,
     }  # fmt: skip
     resolved = RunConfig.build(config, flags, setting)
     if plan:
