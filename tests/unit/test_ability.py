@@ -289,7 +289,8 @@ pytest.importorskip("lm_eval")
 def theirs(lm: LanguageModel) -> Any:
     from lm_eval.models.huggingface import HFLM
 
-    return HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, backend="causal", batch_size=1)
+    backend = "causal" if lm.layout.is_decoder_only else "seq2seq"
+    return HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, backend=backend, batch_size=1)
 
 
 def instances(kind: str, arguments: list[tuple[Any, ...]]) -> list[Any]:
@@ -299,7 +300,7 @@ def instances(kind: str, arguments: list[tuple[Any, ...]]) -> list[Any]:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize("family", ["gpt2", "gemma2", "mistral"])
+@pytest.mark.parametrize("family", ["gpt2", "gemma2", "mistral", "t5"])
 def test_what_lm_eval_hears_is_what_its_own_models_say(family: str) -> None:
     from everedit.evaluation.ability.harness import harness_model
 
@@ -308,10 +309,13 @@ def test_what_lm_eval_hears_is_what_its_own_models_say(family: str) -> None:
     pairs = [(fact.prompt, f" {fact.answer}") for fact in FACTS[:5]]
     pairs += [(f"{FACTS[6].prompt} ", FACTS[6].answer), ("", "Well, it rained"), ("No space:", "here")]
     pairs += [("a " * 140 + FACTS[7].prompt, f" {FACTS[7].answer}")]
-    requests = instances("loglikelihood", pairs)
+    # An encoder reads its end token here also behind an empty context and one that was cut.
+    requests = instances("loglikelihood", pairs if family != "t5" else pairs[:6])
     for found, expected in zip(own.loglikelihood(requests), oracle.loglikelihood(requests), strict=True):
         assert found[0] == pytest.approx(expected[0], abs=2e-3)
         assert found[1] == expected[1]
+    if family == "t5":
+        return
     texts = instances("loglikelihood_rolling", [("Well, it rained all day. " * 15,), ("One day",)])
     for found, expected in zip(own.loglikelihood_rolling(texts), oracle.loglikelihood_rolling(texts), strict=True):
         assert found == pytest.approx(expected, rel=1e-4)

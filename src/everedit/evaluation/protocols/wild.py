@@ -11,15 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from everedit.edit import Edit
+from everedit.evaluation.contexts import CONTEXTS, QUESTION
 from everedit.evaluation.metrics import any_match, mean
 from everedit.evaluation.protocols._base import Answers, Asks, Protocol, Scores
 
-__all__ = ["PROTOCOLS", "QUESTION"]
+__all__ = ["PROTOCOLS"]
 
 _LOCALITY = 5
 """Locality probes that are asked of a record at most: what QAEdit has. Full CounterFact has dozens."""
 
-QUESTION, INSTRUCTION, CHAT = "question", "instruction", "chat"
 Right = Callable[[Answers, str, tuple[str, ...]], float]
 
 
@@ -66,7 +66,7 @@ def _verdict(now: Answers, prompt: str, answers: tuple[str, ...]) -> float:
 
 
 PROTOCOLS = (
-    *map(_exact, (QUESTION, INSTRUCTION, CHAT)),
+    *map(_exact, CONTEXTS),
     Protocol(
         "wild/judged@1",
         "free text of up to 50 tokens behind the question alone is right in the eyes of a judge; locality: it is the "
