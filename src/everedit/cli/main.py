@@ -16,6 +16,7 @@ from everedit.cli import (
     models,
     plot,
     report,
+    reproduce,
     rollback,
     run,
     stats,
@@ -54,6 +55,7 @@ app.command("demo")(demo.demo)
 app.command("edit")(edit.edit)
 app.command("run")(run.run)
 app.command("sweep", cls=sweep.BareRay)(sweep.sweep)
+app.command("reproduce", cls=sweep.BareRay)(reproduce.reproduce)
 app.command("summarize")(summarize.summarize)
 app.command("plot")(plot.plot)
 app.command("compare")(compare.compare)
