@@ -48,7 +48,7 @@ class Spot(_Strict):
         """What a line calls it."""
         alone = "the unedited model" if self.method == UNEDITED else printed(self.method)
         name = alone if self.policy == "accumulate" else f"{alone} + {printed(self.policy)}"
-        at = f"T={self.at}" if isinstance(self.at, int) else f"the {self.at} T"
+        at = f"T={self.at}" if isinstance(self.at, int) else {"first": "the start", "last": "the end"}[self.at]
         return f"{name}, {self.metric.replace('_', ' ')} at {at}"
 
 
