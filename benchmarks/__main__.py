@@ -1,4 +1,4 @@
-"""``python -m benchmarks [values|moments|evaluation|steps|solves|overhead|memory ...]``: measure, print a table.
+"""``python -m benchmarks [values|moments|scoring|steps|…]``, all by default: measure, print a table.
 
 Fails where a promise is not kept.
 """
@@ -9,11 +9,11 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from benchmarks import memory, overhead, speed, steps, table
+from benchmarks import memory, overhead, scoring, speed, steps, table
 from everedit.data import load_edits
 from everedit.models import load_model
 
-PARTS = ("values", "moments", "evaluation", "steps", "solves", "overhead", "memory")
+PARTS = ("values", "moments", "evaluation", "scoring", "steps", "solves", "overhead", "memory")
 
 
 def own_text(folder: Path) -> Path:
@@ -37,6 +37,7 @@ def main() -> None:
             "values": lambda: speed.value_optimisation(lm),
             "moments": lambda: speed.second_moments(lm, own_text(Path(folder))),
             "evaluation": lambda: speed.evaluation(lm),
+            "scoring": lambda: scoring.scoring(lm),
             "steps": lambda: steps.gradient_steps(lm),
             "solves": lambda: steps.solves(lm, options.figures),
             "overhead": lambda: overhead.overheads(lm),

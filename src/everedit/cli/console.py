@@ -19,6 +19,7 @@ __all__ = [
     "LiveTable",
     "ProgressReporter",
     "friendly",
+    "say",
     "show_json",
     "show_table",
     "show_text",
@@ -36,6 +37,11 @@ INTERRUPTED = 130
 def show_json(value: Any) -> None:
     """Write a value as JSON to standard output, for machines."""
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def say(text: str, *, aside: bool = False) -> None:
+    """Write a text in one piece, since what is cut in two cannot be copied; ``aside``, on standard error."""
+    (_errors if aside else terminal).print(text, soft_wrap=True, markup=False, highlight=False)
 
 
 def show_text(text: str) -> None:

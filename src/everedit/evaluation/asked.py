@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,7 +15,7 @@ from everedit.models.mixture import MixedPrompts
 from everedit.models.model import Speaker
 from everedit.models.prefill import Prefill, prefilled
 
-__all__ = ["Asked", "Ids", "Pair", "Prompt", "Ran", "ran"]
+__all__ = ["Asked", "Ids", "Pair", "Prompt", "Ran", "batches", "ran"]
 
 Pair = tuple[str, str]
 Ids = tuple[int, ...]
@@ -23,9 +23,13 @@ Ran = Prefill | EncodedPrompts | MixedPrompts
 """Prompts behind the models that answer them."""
 
 
+# A beginning that this many tokens share runs once for all of them, if it is at least this share of each.
+_LEAST_SHARED, _LEAST_SHARE = 24, 0.5
+
+
 @dataclass
 class Prompt:
-    """A prompt's ids, whose model it is, and the (prompt, target) pairs to be read and to be written behind it.
+    """A prompt's ids, whose model it is, and what is to be read and to be written behind it, each under a name.
 
     ``shared`` ids at its beginning are those of other prompts too. A ``second`` model answers with it, from ids of its
     own, to a ``share``.
@@ -36,7 +40,7 @@ class Prompt:
     shared: Ids = ()
     second: tuple[LanguageModel, Ids] | None = None
     share: float = 0.0
-    read: dict[Pair, Ids] = field(default_factory=dict)
+    read: dict[Hashable, Ids] = field(default_factory=dict)
     write: dict[Pair, int] = field(default_factory=dict)
     guesses: dict[Pair, list[Ids]] = field(default_factory=dict)
 
@@ -94,21 +98,68 @@ class Asked:
             self._prompts[lm, ids, second] = Prompt(lm, ids, begun, second, speaker.share)
         return self._prompts[lm, ids, second]
 
-    def batches(self, most: int) -> Iterator[list[Prompt]]:
-        """Yield prompts that one model answers, of like length, so that little of ``most`` tokens is padding."""
-        groups: dict[tuple[object, ...], list[Prompt]] = defaultdict(list)
-        for prompt in self._prompts.values():
-            groups[prompt.lm, prompt.shared, prompt.second and prompt.second[0]].append(prompt)
-        for group in groups.values():
-            batch: list[Prompt] = []
-            for prompt in sorted(group, key=Prompt.length):
-                # Padding puts every row's end behind the longest prompt, which is the last one.
-                longest = prompt.length() + max(item.behind() for item in (*batch, prompt))
-                if batch and ((len(batch) + 1) * longest > most or longest > prompt.lm.context_tokens):
-                    yield batch
-                    batch = []
-                batch.append(prompt)
+    @property
+    def prompts(self) -> list[Prompt]:
+        """The prompts, each once."""
+        return list(self._prompts.values())
+
+
+def batches(prompts: Sequence[Prompt], most: int) -> Iterator[list[Prompt]]:
+    """Yield prompts that one model answers, that begin alike or not at all alike, and of like length.
+
+    So a long beginning runs once for all that have it, and little of ``most`` tokens is padding.
+    """
+    groups: dict[tuple[object, ...], list[Prompt]] = defaultdict(list)
+    for prompt in prompts:
+        groups[prompt.lm, prompt.shared, prompt.second and prompt.second[0]].append(prompt)
+    for group in groups.values():
+        for alike in _beginning_alike(group) if not group[0].shared and group[0].second is None else [group]:
+            yield from _of_like_length(alike, most)
+
+
+def _beginning_alike(prompts: Sequence[Prompt]) -> Iterator[list[Prompt]]:
+    """Yield groups that share a long beginning, which is put down in each of them, and the rest as one more."""
+    ranked = sorted(prompts, key=lambda prompt: prompt.ids)
+    rest: list[Prompt] = []
+    start = 0
+    while start < len(ranked):
+        # In order of their ids, prompts that begin alike stand together.
+        stop, shared = start + 1, len(ranked[start].ids) - 1
+        while stop < len(ranked):
+            common = min(shared, _common(ranked[start].ids, ranked[stop].ids), len(ranked[stop].ids) - 1)
+            longest = max(len(prompt.ids) for prompt in ranked[start : stop + 1])
+            if common < max(_LEAST_SHARED, _LEAST_SHARE * longest):
+                break
+            stop, shared = stop + 1, common
+        group, start = ranked[start:stop], stop
+        if len(group) == 1:
+            rest += group
+            continue
+        for prompt in group:
+            prompt.shared = prompt.ids[:shared]
+        yield group
+    if rest:
+        yield rest
+
+
+def _common(one: Ids, other: Ids) -> int:
+    """Return how many ids two rows share at their beginning."""
+    for place, (first, second) in enumerate(zip(one, other, strict=False)):
+        if first != second:
+            return place
+    return min(len(one), len(other))
+
+
+def _of_like_length(group: Sequence[Prompt], most: int) -> Iterator[list[Prompt]]:
+    batch: list[Prompt] = []
+    for prompt in sorted(group, key=Prompt.length):
+        # Padding puts every row's end behind the longest prompt, which is the last one.
+        longest = prompt.length() + max(item.behind() for item in (*batch, prompt))
+        if batch and ((len(batch) + 1) * longest > most or longest > prompt.lm.context_tokens):
             yield batch
+            batch = []
+        batch.append(prompt)
+    yield batch
 
 
 def ran(batch: Sequence[Prompt]) -> Ran:

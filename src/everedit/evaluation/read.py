@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from everedit.errors import TokenError
-from everedit.evaluation.asked import Asked, Ids, Pair, Prompt, Ran, ran
+from everedit.evaluation.asked import Asked, Ids, Pair, Prompt, Ran, batches, ran
 from everedit.models import LanguageModel
 
-__all__ = ["Reading", "answers", "generate", "read", "require_room"]
+__all__ = ["Reading", "answers", "generate", "read", "read_ids", "require_room"]
 
 _TOKENS_A_BATCH = 2048
 _LOGITS_A_CHUNK = 1 << 23
@@ -39,6 +40,20 @@ def read(lm: LanguageModel, pairs: Sequence[Pair]) -> list[Reading]:
     """Return a reading of each (prompt, target); equal pairs are computed once."""
     found = answers(lm, pairs, [])[0]
     return [found[pair] for pair in pairs]
+
+
+def read_ids(lm: LanguageModel, rows: Sequence[tuple[Ids, Ids]]) -> list[Reading]:
+    """Return a reading of each target behind its prompt, both as token ids, at least one of each.
+
+    A prompt runs once for all of its targets, and a long beginning once for all prompts that share it.
+    """
+    prompts: dict[Ids, Prompt] = {}
+    for ids, target in rows:
+        prompts.setdefault(ids, Prompt(lm, ids)).read[ids, target] = target
+    found: dict[Any, Reading] = {}
+    for batch in batches(list(prompts.values()), _TOKENS_A_BATCH):
+        found |= _readings(ran(batch), batch)
+    return [found[row] for row in rows]
 
 
 def generate(lm: LanguageModel, prompts: Sequence[str], targets: Sequence[str]) -> list[str]:
@@ -71,7 +86,7 @@ def answers(
     readings: dict[Pair, Reading] = {}
     texts: dict[Pair, str] = {}
     stops: dict[LanguageModel, _Stops] = {}
-    for batch in prompts.batches(_TOKENS_A_BATCH):
+    for batch in batches(prompts.prompts, _TOKENS_A_BATCH):
         prefill = ran(batch)
         readings |= _readings(prefill, batch)
         if to_write:
@@ -81,11 +96,11 @@ def answers(
     return readings, texts
 
 
-def _readings(prefill: Ran, prompts: Sequence[Prompt]) -> dict[Pair, Reading]:
+def _readings(prefill: Ran, prompts: Sequence[Prompt]) -> dict[Any, Reading]:
     device = prefill.last.device
     rows = [(number, pair, ids) for number, prompt in enumerate(prompts) for pair, ids in prompt.read.items()]
     rows.sort(key=lambda row: len(row[2]))
-    found: dict[Pair, Reading] = {}
+    found: dict[Any, Reading] = {}
     start = 0
     while start < len(rows):
         stop = start + 1

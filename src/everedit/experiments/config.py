@@ -22,6 +22,7 @@ class StatsConfig(BaseModel):
     corpus: Path | None = Field(None, description="text or JSONL file; without one, text sampled from the model")
     tokens: int = Field(8_192, ge=1, description="how many tokens to read")
     window_tokens: int = Field(512, ge=8, description="length of a window, in tokens")
+    imported: str | None = Field(None, description="name given to imported statistics: everedit stats import")
 
 
 class RunConfig(BaseModel):

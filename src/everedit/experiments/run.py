@@ -80,7 +80,7 @@ def make_editor(lm: LanguageModel, config: RunConfig) -> Editor:
         config.policy,
         method_settings=config.method_settings,
         policy_settings=config.policy_settings,
-        corpus=Corpus(stats.corpus, stats.tokens, stats.window_tokens),
+        corpus=Corpus(stats.corpus, stats.tokens, stats.window_tokens, imported=stats.imported),
         seed=config.seed,
     )
 
