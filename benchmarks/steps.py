@@ -22,7 +22,7 @@ from everedit.data import load_edits
 from everedit.editor import Editor
 from everedit.engine.moments import SecondMoment
 from everedit.engine.solve import Factor
-from everedit.engine.state import State
+from everedit.engine.state import Growing, State
 from everedit.methods import method_class
 from everedit.models import LanguageModel
 
@@ -101,9 +101,11 @@ def _moment(wide: int, random: torch.Generator) -> SecondMoment:
 
 
 def _solve_time(method: Any, bench: Any, keys: torch.Tensor, residual: torch.Tensor) -> float:
-    state: dict[str, torch.Tensor] = {}
+    state = Growing()
     method.solve(bench, 0, keys, residual, state)
-    return statistics.median(seconds(lambda: method.solve(bench, 0, keys, residual, dict(state))) for _ in range(PAIRS))
+    return statistics.median(
+        seconds(lambda: method.solve(bench, 0, keys, residual, Growing(state))) for _ in range(PAIRS)
+    )
 
 
 def _stream_times(
@@ -113,16 +115,16 @@ def _stream_times(
 
     The pairs are taken in turns: over a thousand steps the machine's own speed drifts.
     """
-    state: dict[str, torch.Tensor] = {}
-    early: dict[str, torch.Tensor] = {}
+    state = Growing()
+    early = Growing()
     times = []
     for step in range(1, STREAM + 1):
         times.append(seconds(partial(method.solve, bench, 0, *problem(1), state)))
         if step == EARLY:
-            early = dict(state)
+            early = Growing(state)
     one = problem(1)
     solve = partial(method.solve, bench, 0, *one)
-    return times, [(seconds(lambda: solve(dict(early))), seconds(lambda: solve(dict(state)))) for _ in range(100)]
+    return times, [(seconds(lambda: solve(Growing(early))), seconds(lambda: solve(Growing(state)))) for _ in range(100)]
 
 
 def _method(lm: LanguageModel, name: str) -> Any:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from everedit.engine.moments import Corpus
     from everedit.errors import EvereditError
     from everedit.evaluation import Evaluator
+    from everedit.living import LivingModel
     from everedit.models import LanguageModel, load_model
     from everedit.patch import Patch
 
@@ -29,6 +30,7 @@ __all__ = [
     "Evaluator",
     "EvereditError",
     "LanguageModel",
+    "LivingModel",
     "Patch",
     "Probe",
     "__version__",
@@ -38,7 +40,8 @@ __all__ = [
 
 _HOMES = {
     "Answer": "editor", "Corpus": "engine.moments", "Edit": "edit", "EditResult": "editor", "Editor": "editor",
-    "Evaluator": "evaluation", "EvereditError": "errors", "LanguageModel": "models", "Patch": "patch", "Probe": "edit",
+    "Evaluator": "evaluation", "EvereditError": "errors", "LanguageModel": "models",
+    "LivingModel": "living", "Patch": "patch", "Probe": "edit",
     "load_edits": "data", "load_model": "models",
 }  # fmt: skip
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,9 @@ from filelock import FileLock, Timeout
 
 from everedit.errors import CacheError
 
-__all__ = ["atomic_write", "cache_root", "digest", "file_sha256", "held", "write_json", "write_text"]
+__all__ = [
+    "atomic_folder", "atomic_write", "cache_root", "digest", "file_sha256", "held", "write_json", "write_text",
+]  # fmt: skip
 
 
 def cache_root() -> Path:
@@ -77,6 +81,65 @@ def held(folder: Path, *, wait: bool = True) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Let the block fill a folder beside ``path``; at its end that folder becomes ``path``, whole and on disk.
+
+    ``path`` must be absent or an empty folder. Fails with the :class:`OSError` that it meets; nothing is left then. Of
+    a process that was killed a hidden folder beside ``path`` is left, and goes with the next one made there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        # Another process may be at the same work.
+        with suppress(FileNotFoundError), _held(left) as abandoned:
+            if abandoned:
+                shutil.rmtree(left, ignore_errors=True)
+    scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial"))
+    try:
+        with _held(scratch):
+            yield scratch
+            # mkdtemp makes private folders, and safetensors private files; results are meant to be shared.
+            scratch.chmod(0o755)
+            for part in scratch.rglob("*"):
+                part.chmod(0o755 if part.is_dir() else 0o644)
+                if part.is_file():
+                    _to_disk(part)
+            os.replace(scratch, path)
+        with suppress(OSError):  # not every system opens folders
+            _to_disk(path)
+            _to_disk(path.parent)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[bool]:
+    """Hold a folder while the block runs, or until this process ends, however it ends; False if another holds it."""
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system: nobody is known to have let go
+        yield False
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        held = True
+    except OSError:
+        held = False
+    try:
+        yield held
+    finally:
+        os.close(handle)
+
+
+def _to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:

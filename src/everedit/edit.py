@@ -85,6 +85,7 @@ class Edit(BaseModel):
     generation: Texts = ()
     held_out: Text | None = None
     relation: str | None = None
+    aliases: Texts = Field(default=(), description="other names of the subject")
     target_id: str | None = Field(default=None, description="the target's name in the knowledge base")
     tags: Texts = Field(default=(), description="what the record says of itself, for selecting")
     record: str | None = Field(default=None, description="the record's name in the file that it comes from")

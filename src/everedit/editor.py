@@ -9,29 +9,27 @@ from typing import Any
 
 from torch import Tensor
 
-from everedit.data import load_edits
 from everedit.edit import Edit
 from everedit.engine.bench import Workbench
 from everedit.engine.beside import Attached
+from everedit.engine.downdate import Forgotten
 from everedit.engine.keys import token_keys
 from everedit.engine.moments import Corpus, MomentStore
 from everedit.engine.settings import validated
 from everedit.engine.state import State
 from everedit.engine.target import Target
 from everedit.engine.weights import EditedWeights, Face, Snapshot
-from everedit.errors import EditError, EvereditError, NotApplicable
+from everedit.errors import EditError, EvereditError
 from everedit.evaluation import EditScores, Evaluator
+from everedit.fitting import pool, preparation, require_batches, require_fitting
 from everedit.methods import Method, method_class
 from everedit.models import LanguageModel, load_model
 from everedit.models.layout import oriented
 from everedit.outcome import Answer, Commit, EditResult, StreamState
-from everedit.policies import Preparation, Step, make_policy
+from everedit.patch import Patch
+from everedit.policies import Step, make_policy
 
-__all__ = ["Answer", "Commit", "EditResult", "Editor", "StreamState"]
-
-
-def _pool(name: str, path: str | None) -> Sequence[Edit]:
-    return load_edits(name, path).edits
+__all__ = ["PREFETCH", "Answer", "Commit", "EditResult", "Editor", "StreamState"]
 
 
 # Edits made on the base model are independent of each other; this many have their values optimised together.
@@ -62,12 +60,12 @@ class Editor:
         config = validated(kind.Config, method_settings or {}, f"method {method}")
         self.method: Method = kind(config.resolved(lm.layout))
         self.method.check(lm.layout)
-        self._require_fitting_policies()
+        require_fitting(self.method, self.policy)
         moments = MomentStore(lm, corpus or Corpus())
         self.evaluator = Evaluator(lm)
         self._weights = EditedWeights(lm, self.policy.read_out if self.policy.reads_out else None)
         self._memory = Attached(lm)
-        self.bench = Workbench(lm, moments, seed, self._weights.master, _pool)
+        self.bench = Workbench(lm, moments, seed, self._weights.master, pool)
         self._method_state, self._policy_state = State(), State()
         self._pending: dict[str, Target] = {}
         self._prepared = False
@@ -95,22 +93,6 @@ class Editor:
         make_policy(policy, options.get("policy_settings") or {})
         return cls(load_model(model, device=device, dtype=dtype), method, policy, **options)
 
-    def _require_fitting_policies(self) -> None:
-        """Raise :class:`NotApplicable` if a policy works on something that the method does not have."""
-        traits = self.method.traits
-        for policy in self.policy.parts:
-            if policy.needs == "weights" and traits.changes != "weights":
-                raise NotApplicable(
-                    what=f"the policy {policy.name} combines changes of weights, and {self.method.name} changes the "
-                    f"{traits.changes}",
-                    fix="use the policy accumulate",
-                )
-            if policy.needs == "values" and not traits.solves_values:
-                raise NotApplicable(
-                    what=f"the policy {policy.name} works on solved values, and {self.method.name} solves for none",
-                    fix="use it with a method whose traits say solves_values (everedit methods ls)",
-                )
-
     def prepare(self) -> None:
         """Gather what the method needs from the unedited model; done by the first edit if not before."""
         if not self._prepared:
@@ -118,27 +100,8 @@ class Editor:
                 # The statistics' provenance names the unedited weights.
                 _ = self.bench.moments.provenance
                 self.method.prepare(self.bench)
-                self.policy.prepare(self._preparation())
+                self.policy.prepare(preparation(self.method, self.bench))
             self._prepared = True
-
-    def _preparation(self) -> Preparation:
-        def solve(edits: Sequence[Edit]) -> list[Target]:
-            return self.method.targets(self.bench, edits, [""])
-
-        def fits(edit: Edit) -> bool:
-            try:
-                self.method.check_edit(self.bench, edit)
-            except EvereditError:
-                return False
-            return True
-
-        def pool(name: str, path: str | None) -> Sequence[Edit]:
-            return [edit for edit in self.bench.pool(name, path) if fits(edit)]
-
-        known = self.bench.moments.provenance
-        provenance = {part: known[part] for part in ("model", "tokenizer", "dtype")}
-        provenance |= {"method": self.method.name, "settings": self.method.config.model_dump(mode="json")}
-        return Preparation(pool, solve, provenance)
 
     def check(self, edit: Edit) -> None:
         """Raise an :class:`everedit.errors.EvereditError` if the method cannot make this edit on this model."""
@@ -172,11 +135,11 @@ class Editor:
         after = self.evaluator.score(batch, baseline) if baseline else []
         return EditResult(commits, before, after)
 
-    def stream(self, edits: Iterable[Edit], batch: int = 1) -> Iterator[Commit]:
+    def stream(self, edits: Iterable[Edit], batch: int = 1, *, scale: float = 1.0) -> Iterator[Commit]:
         """Make edits one after another, or ``batch`` at a time, yielding each commit.
 
         Where the policy edits the base model, the edits are independent, and the values of several are
-        optimised together ahead of time.
+        optimised together ahead of time. ``scale`` is what part of the method's change of weights is made.
 
         Raises :class:`NotApplicable` for a batch of more than one if the method solves none.
         """
@@ -187,15 +150,11 @@ class Editor:
             if self.policy.edits_from == "base" and any(edit.id not in self._pending for edit in part):
                 ahead = queue[index : index + max(batch, PREFETCH)]
                 self._prefetch([item for item in ahead if item.id not in self._pending])
-            yield self._commit(part)
+            yield self._commit(part, scale)
 
     def require_batches(self, batch: int) -> None:
         """Raise :class:`NotApplicable` for a batch of more than one if the method makes one edit at a time."""
-        if batch > 1 and not self.method.traits.solves_batches:
-            raise NotApplicable(
-                what=f"{self.method.name} makes one edit at a time, and batches of {batch} are asked for",
-                fix="leave the batch at 1, or choose a method whose traits say solves_batches (everedit methods ls)",
-            )
+        require_batches(self.method, batch)
 
     def _prefetch(self, edits: Sequence[Edit]) -> None:
         self.prepare()
@@ -210,12 +169,12 @@ class Editor:
                 targets = self.method.targets(self.bench, edits)
         self._pending.update({edit.id: target for edit, target in zip(edits, targets, strict=False)})
 
-    def _commit(self, edits: Sequence[Edit]) -> Commit:
+    def _commit(self, edits: Sequence[Edit], scale: float = 1.0) -> Commit:
         """Compute the change aside, check it, then write it."""
         self.prepare()
         known = [self._pending[edit.id] for edit in edits if edit.id in self._pending]
         with self._detached("base" if self.policy.edits_from == "base" else "stream"):
-            method_state, policy_state, targets, step = self._fit(edits, known)
+            method_state, policy_state, targets, step = self._fit(edits, known, scale)
             with self.bench.clock.phase("policy"):
                 change, policy_state = self.policy.combine(step, policy_state)
         with self.bench.clock.phase("policy"):
@@ -226,11 +185,15 @@ class Editor:
         probability = sum(target.probability for target in targets) / len(targets) if targets else None
         return Commit(tuple(edits), change, change.norm(), probability, self.bench.clock.take())
 
-    def _fit(self, edits: Sequence[Edit], known: Sequence[Target]) -> tuple[State, State, Sequence[Target], Step]:
+    def _fit(
+        self, edits: Sequence[Edit], known: Sequence[Target], scale: float
+    ) -> tuple[State, State, Sequence[Target], Step]:
         targets = known if len(known) == len(edits) else self.method.targets(self.bench, edits)
         targets, policy_state = self.policy.adjust(targets, self._policy_state)
         patch, state = self.method.fit(self.bench, edits, self._method_state, targets)
         patch.require_finite()
+        if scale != 1.0:
+            patch = patch.scaled(scale)
         keys: dict[str, Tensor] = {}
         if self.policy.reads_keys:
             # Read now, in the model that the method saw.
@@ -242,6 +205,40 @@ class Editor:
             return oriented(layout.module_of(name)).float()
 
         return state, policy_state, targets, Step(patch, keys.__getitem__, self._weights.shift, weight)
+
+    def forget(self, forgotten: Forgotten) -> Patch | None:
+        """Take one step out of the stream as if it had never been made, where the algebra of method and policy allows
+        it; return the change of the weights, or None if it does not.
+        """
+        method, policy = self._method_state, self._policy_state
+        if self.policy.edits_from == "base" and not self.method.traits.keeps_state:
+            found = self.policy.forget(forgotten, policy)
+            if found is None:
+                return None
+            change, policy = found
+        else:
+            found = self.method.forget(self.bench, forgotten, method) if self.policy.only_adds else None
+            if found is None:
+                return None
+            change, method = found
+        self.take(change, method, policy)
+        return change
+
+    def take(self, change: Patch, method: State | None = None, policy: State | None = None) -> None:
+        """Add a change that was made elsewhere to the stream, with the states after it, by default the present ones.
+
+        Raises :class:`everedit.errors.NumericalError` and changes nothing if a weight would not be finite.
+        """
+        self._weights.commit(change)
+        self._take(method or self._method_state, policy or self._policy_state)
+
+    def base_weight(self, name: str) -> Tensor:
+        """Return a weight (d_out, d_in) of the unedited model in float32."""
+        return self._weights.base(name)
+
+    def shift(self, name: str) -> Tensor:
+        """Return the stream's W_now - W_base (d_out, d_in) of a weight in float64."""
+        return self._weights.shift(name)
 
     @contextmanager
     def trial(self, edits: Edit | Sequence[Edit], *, score: bool = True) -> Iterator[EditResult]:
@@ -314,6 +311,10 @@ class Editor:
         self._weights.restore(state.weights)
         self._take(state.method, state.policy)
         self._pending = dict(state.pending)
+
+    def net_change(self) -> Patch:
+        """Return all that was done to the weights, as one patch of the unedited model."""
+        return self._weights.net_change()
 
     def norm_ratios(self) -> dict[str, float]:
         """Return ||W_now|| / ||W_base|| of each changed weight."""

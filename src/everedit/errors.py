@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
     "CacheError",
+    "EditConflict",
     "EditError",
+    "EditRefused",
     "EvereditError",
+    "ExportError",
+    "LedgerError",
+    "LedgerLocked",
     "ModelError",
     "NotApplicable",
     "NumericalError",
@@ -56,6 +63,32 @@ class CacheError(EvereditError, OSError):
     """A cached file is damaged or a folder cannot be written."""
 
 
+class LedgerError(EvereditError, OSError):
+    """A living model's folder is missing, damaged, made by another version or for another base, or cannot be written;
+    or something is asked of it that it does not hold.
+    """
+
+
+class LedgerLocked(LedgerError):
+    """Another process is writing to this living model."""
+
+
+class EditConflict(EditError):
+    """An edit contradicts one that the model holds, or would be written where another one stands."""
+
+
+class EditRefused(EvereditError, ValueError):
+    """An edit was computed and did not pass a gate; the model is as before. ``figures`` are what was measured."""
+
+    def __init__(self, *, what: str, where: str = "", fix: str = "", figures: dict[str, Any] | None = None) -> None:
+        super().__init__(what=what, where=where, fix=fix)
+        self.figures = figures or {}
+
+
+class ExportError(EvereditError, OSError):
+    """An export cannot be written, or something stands where it should go."""
+
+
 class RunFolderError(EvereditError, OSError):
     """A run folder is missing, damaged, in use for another run, or cannot be written."""
 
@@ -72,6 +105,7 @@ def near_names(kind: str, name: str, known: list[str]) -> UnknownName:
     """Return the error for an unknown ``name`` of a ``kind``, with the closest known names."""
     from difflib import get_close_matches
 
-    near = get_close_matches(name.lower(), known, n=3, cutoff=0.5)
+    folded = {item.casefold(): item for item in known}
+    near = [folded[item] for item in get_close_matches(name.casefold(), folded, n=3, cutoff=0.5)]
     hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of: {', '.join(sorted(known))}"
     return UnknownName(what=f"unknown {kind} '{name}'", fix=hint)

@@ -17,7 +17,9 @@ from torch import Tensor
 from everedit.cache import atomic_write
 from everedit.errors import CacheError, NumericalError
 
-__all__ = ["Delta", "Dense", "LowRank", "Patch", "load_tensors", "save_tensors"]
+__all__ = ["Delta", "Dense", "LowRank", "Patch", "load_tensors", "plus_outer", "save_tensors"]
+
+_BLOCK = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,22 @@ class LowRank:
     left: Tensor
     right: Tensor
 
+    @property
+    def shape(self) -> torch.Size:
+        """The shape (d_out, d_in) of the weight that it changes."""
+        return torch.Size((len(self.left), len(self.right)))
+
     def dense(self) -> Tensor:
         """Return the change as one matrix (d_out, d_in)."""
         return self.left @ self.right.T
+
+    def added_to(self, weight: Tensor) -> Tensor:
+        """Return ``weight`` (d_out, d_in) with the change added, float64, with the same bits on every machine."""
+        return plus_outer(weight, self.left, self.right)
+
+    def scaled(self, factor: float) -> LowRank:
+        """Return ``factor`` times the change."""
+        return LowRank(self.left * factor, self.right)
 
     def norm(self) -> float:
         """Frobenius norm, from the two r x r Gram matrices alone."""
@@ -61,9 +76,22 @@ class Dense:
 
     matrix: Tensor
 
+    @property
+    def shape(self) -> torch.Size:
+        """The shape (d_out, d_in) of the weight that it changes."""
+        return self.matrix.shape
+
     def dense(self) -> Tensor:
         """Return the matrix itself."""
         return self.matrix
+
+    def added_to(self, weight: Tensor) -> Tensor:
+        """Return ``weight`` (d_out, d_in) with the change added, float64."""
+        return weight.double() + self.matrix.to(weight.device).double()
+
+    def scaled(self, factor: float) -> Dense:
+        """Return ``factor`` times the change."""
+        return Dense(self.matrix * factor)
 
     def norm(self) -> float:
         """Frobenius norm."""
@@ -84,6 +112,23 @@ class Dense:
     def to(self, *args: Any) -> Dense:
         """Return a copy with dtype or device changed."""
         return Dense(self.matrix.to(*args))
+
+
+def plus_outer(matrix: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Return ``matrix + left @ right.T`` in float64, added up column by column: ``left`` (n, r), ``right`` (m, r).
+
+    A matrix product rounds as the machine's library sees fit. Here each product and each sum is rounded by itself, in
+    one order, so that what is added up again later, or elsewhere, has the same bits.
+    """
+    total = matrix.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
+    left, rows = left.to(total), right.to(total).T.contiguous()
+    step = max(1, _BLOCK // max(1, total.shape[1]))
+    for start in range(0, len(total), step):
+        block, parts = total[start : start + step], left[start : start + step]
+        product = torch.empty_like(block)
+        for column, row in enumerate(rows):
+            block += torch.mul(parts[:, column, None], row, out=product)
+    return total
 
 
 def _rank(matrix: Tensor, size: int, dtype: torch.dtype) -> int:
@@ -115,6 +160,10 @@ class Patch:
     def rank(self) -> int:
         """The largest rank among the changed weights."""
         return max((delta.rank() for delta in self.deltas.values()), default=0)
+
+    def scaled(self, factor: float) -> Patch:
+        """Return the patch with ``factor`` times the changes of weights."""
+        return Patch({name: delta.scaled(factor) for name, delta in self.deltas.items()}, self.info, self.memory)
 
     def require_finite(self) -> None:
         """Raise :class:`NumericalError` if any value is not finite."""

@@ -37,11 +37,19 @@ EVEREDIT = {page: [line for line in commands(page) if line.startswith("everedit"
 MAKE = [(page, line) for page in PAGES for line in commands(page) if line.startswith("make")]
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if EVEREDIT[page]], ids=lambda page: page.name)
+# What the README shows in Python has a test of its own.
+PYTHON = {page: blocks(page, "python") for page in PAGES if page.name != "README.md"}
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if EVEREDIT[page] or PYTHON.get(page)], ids=lambda page: page.name
+)
 def test_commands_run_as_written(page: Path, tmp_path: Path) -> None:
-    """A page's commands, in order, in one folder: later ones go on with what earlier ones made."""
+    """A page's commands, in order, in one folder: later ones go on with what earlier ones made, and so does Python."""
     for line in EVEREDIT[page]:
         assert run(shlex.split(line), tmp_path).strip()
+    if code := PYTHON.get(page):
+        run([sys.executable, "-c", "\n".join(code)], tmp_path)
 
 
 def test_there_are_commands_to_run() -> None:

@@ -27,7 +27,7 @@ from tests.support.running import records, rows_of, write_records
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
-COMMANDS = ["demo", "edit", "run", "report", "models", "methods", "policies", "data", "stats"]
+COMMANDS = ["demo", "edit", "run", "report", "models", "methods", "policies", "data", "stats", "legacy"]
 TOKENS = "teacher-forced/token-accuracy@1"
 
 
@@ -78,7 +78,15 @@ def run_words(model: Path, data: Path, settings: list[str]) -> list[object]:
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["run", "--help"], ["edit", "-h"], ["--version"], ["stats", "compute", "--help"]]
+    "words",
+    [
+        ["--help"],
+        ["run", "--help"],
+        ["edit", "-h"],
+        ["--version"],
+        ["stats", "compute", "--help"],
+        ["legacy", "simie", "-h"],
+    ],
 )
 def test_help_loads_nothing_heavy(words: list[str]) -> None:
     code = (

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.linalg import eigvalsh, inv, lstsq
 
 from everedit.engine.moments import SecondMoment
+from everedit.engine.state import Growing
 from everedit.errors import NumericalError
 from everedit.methods import method_class
 from everedit.methods._spread import SpreadMethod
@@ -81,7 +82,7 @@ class Stream:
         # No hair's breadth of ridge unless asked for: what is compared here is exact.
         held = SecondMoment(0, moment, 1000, ridge=hair)
         self.bench: Any = SimpleNamespace(moments=SimpleNamespace(get=lambda layers: dict.fromkeys(layers, held)))
-        self.method, self.tensors = method, dict[str, Tensor]()
+        self.method, self.tensors = method, Growing()
         self.base = normal(99, H, len(moment))
         self.now = self.base.clone()
 
@@ -291,11 +292,11 @@ def test_a_second_batch_starts_from_what_the_first_left_behind() -> None:
     for stream in (rlsedit(full_moment()), alphaedit(full_moment(), threshold=1.0)):
         first, second = batches_of(3, 2)
         stream.edit(*first)
-        carried, now = dict(stream.tensors), stream.now
+        carried, now = Growing(stream.tensors), stream.now
         going_on = stream.edit(*second)
         assert stream.tensors.keys() == carried.keys() == {"inverse|0"}
         assert not torch.equal(stream.tensors["inverse|0"], carried["inverse|0"])
-        stream.now, stream.tensors = now, {}
+        stream.now, stream.tensors = now, Growing()
         assert not close(stream.edit(*second), going_on, 0.05)
         # What was carried was not changed in place: from it everything is the same again.
         stream.now, stream.tensors = now, carried

@@ -20,15 +20,18 @@ from everedit.edit import Probe
 from everedit.editor import Editor, StreamState
 from everedit.engine.state import State
 from everedit.engine.weights import Snapshot
+from everedit.evaluation.read import read
 from everedit.experiments.folder import RunFolder
 from everedit.methods.memoir import TopHash
 from everedit.models import LanguageModel
 from everedit.models.calls import decisions_of, keep_decisions, watching
 from everedit.models.hooks import changed_output
 from everedit.models.layout import oriented
+from everedit.models.model import Speaker
 from everedit.models.prefill import Prefill
 from tests.support.editing import METHOD_SETTINGS, home_town, make_editor
-from tests.support.loading import DECODERS, bits, hooks_left, same_bits, shared
+from tests.support.loading import DECODERS, bits, fresh, hooks_left, same_bits, shared
+from tests.support.wide import whole_states
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -167,6 +170,34 @@ def test_prompts_whose_beginning_runs_once_decide_as_whole_prompts(corpus_path: 
         assert len({row[:begin] for row in it.prompts}) == 1
         found = Prefill.of(it.lm, it.prompts, shared=begin).decisions["grace"]
         assert found.tolist() == [it.entry(row) for row in it.prompts]
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_prompts_whose_beginning_runs_once_are_read_as_whole_texts(family: str) -> None:
+    """Prompts of several lengths behind a beginning that is longer than the window of local attention, or shorter."""
+    lm, behind = shared(family), list(shared(family).encode("x", "Buenos Aires").target_ids)
+    for begin in ("In short:", "The book was long. Mira Lanner lives in the city of Cairo. We had tea at noon, and so"):
+        asked = ["Corin Vane lives in the city of", "he is", "the home town of Wendel van Huxtable is"]
+        rows = [lm.encode(f"{begin} {text}").ids for text in asked]
+        found = Prefill.of(lm, rows, shared=len(lm.encode(begin).ids))
+        states = found.states_behind(torch.tensor([2, 0, 1]), [behind, behind[:1], behind])
+        assert max(map(len, rows)) - min(map(len, rows)) > 3
+        for number, row in enumerate(rows):
+            expected = whole_states(lm, [*row, *behind])[len(row) - 1 :]
+            torch.testing.assert_close(found.last[number], expected[0], rtol=1e-3, atol=1e-4)
+            at, length = [2, 0, 1].index(number), 1 if number == 0 else len(behind)
+            torch.testing.assert_close(states[at, :length], expected[1 : 1 + length], rtol=1e-3, atol=1e-4)
+
+
+def test_a_token_that_straddles_the_end_of_a_shared_beginning_is_read_as_a_whole() -> None:
+    lm, begin = fresh("llama"), "The home town is New De"
+    pairs = [(f"{begin}{rest}", "Oslo") for rest in ("lhi and", "ar and", "lhi or so")]
+    rows = [lm.encode(prompt).ids for prompt, _ in pairs]
+    assert len({row[: len(lm.encode(begin).ids)] for row in rows}) > 1
+    expected = read(lm, pairs)
+    lm.redirect = lambda prompts, room: [Speaker(lm, prompt, begin) for prompt in prompts]
+    for found, alone in zip(read(lm, pairs), expected, strict=True):
+        assert found.nll == pytest.approx(alone.nll, abs=1e-4)
 
 
 @pytest.mark.parametrize(("kind", "family"), CASES)

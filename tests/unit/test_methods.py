@@ -158,6 +158,18 @@ def test_romes_change_does_not_depend_on_the_scale_of_c(
     assert abs(cosine(torch.linalg.svd(along_key.double())[2][0], mean)) > 1 - 1e-6
 
 
+@pytest.mark.parametrize("method", ["rome", "r-rome"])
+def test_without_second_moments_the_change_is_along_the_key(method: str, corpus_path: Path) -> None:
+    editor = editor_of("gpt2", corpus_path, method, second_moments=False, contexts=[[5, 2]])
+    assert editor.method.moment_layers() == ()
+    patch, [target] = fitted(editor, EDITS[:1])
+    change = patch.deltas[editor.lm.layout.mlp_out_weight(1)].dense().double()
+    mean = Plain("gpt2").keys(EDITS[0], 1, editor.method.prefixes(editor.bench)).mean(0)
+    left, _, right = torch.linalg.svd(change)
+    assert abs(cosine(right[0], mean)) > 1 - 1e-6
+    assert abs(cosine(left[:, 0], target.delta.double())) > (1 - 1e-5 if method == "rome" else 0.9)
+
+
 def test_rome_makes_one_edit_at_a_time(corpus_path: Path) -> None:
     editor = editor_of("gpt2", corpus_path, "rome")
     with pytest.raises(EditError, match="one edit at a time"):

@@ -11,10 +11,22 @@ from typing import Any, TypeVar
 
 import typer
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-__all__ = ["ProgressReporter", "friendly", "show_json", "show_table", "showing_progress", "terminal"]
+__all__ = [
+    "LiveTable",
+    "ProgressReporter",
+    "friendly",
+    "say",
+    "show_json",
+    "show_table",
+    "show_text",
+    "showing_live",
+    "showing_progress",
+    "terminal",
+]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 terminal = Console()
@@ -27,18 +39,33 @@ def show_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
+def say(text: str, *, aside: bool = False) -> None:
+    """Write a text in one piece, since what is cut in two cannot be copied; ``aside``, on standard error."""
+    (_errors if aside else terminal).print(text, soft_wrap=True, markup=False, highlight=False)
+
+
+def show_text(text: str) -> None:
+    """Write a text to standard output as it is, for files and pipes."""
+    sys.stdout.write(text)
+
+
 def show_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]], *, short: bool = True) -> None:
     """Show a table; numbers with three digits behind the point, a dash where there is nothing.
 
     ``short`` tells that the first column holds names, which are not broken into lines.
     """
+    terminal.print(_table(title, columns, rows, short=short))
+
+
+def _table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]], *, short: bool) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold")
     for index, column in enumerate(columns):
         # The first column names the row: it must be readable, and searchable, on a narrow terminal too.
+        # Nothing is cut off for want of room: a number without its end is another number.
         table.add_column(column, no_wrap=index == 0 and short, overflow="fold")
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
-    terminal.print(table)
+    return table
 
 
 def _cell(value: Any) -> str:
@@ -120,3 +147,25 @@ def showing_progress() -> Iterator[ProgressReporter]:
         reporter = ProgressReporter(progress)
         yield reporter
         reporter.end()
+
+
+class LiveTable:
+    """A table that changes while work goes on, with lines above it that stay."""
+
+    def __init__(self, live: Live) -> None:
+        self._live = live
+
+    def say(self, line: str) -> None:
+        """Write a line that stays."""
+        _errors.print(_plain(line), soft_wrap=True)
+
+    def show(self, title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
+        """Show the table as it is now."""
+        self._live.update(_table(title, columns, rows, short=False))
+
+
+@contextmanager
+def showing_live() -> Iterator[LiveTable]:
+    """Show a changing table on standard error while the block runs; where there is no terminal, only its lines."""
+    with Live(console=_errors, transient=True, refresh_per_second=4) as live:
+        yield LiveTable(live)

@@ -1,4 +1,4 @@
-"""``everedit report``: the HTML report of a run folder."""
+"""``everedit report``: the HTML report of a run folder or of a whole sweep."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from everedit.cli.console import friendly, terminal
 
 
 @friendly
-def report(run_folder: Path = typer.Argument(help="A folder that everedit run wrote.")) -> None:
-    """Write report.html for a run folder, finished or not."""
-    from everedit.report import write_report
+def report(folder: Path = typer.Argument(help="A folder that everedit run or everedit sweep wrote.")) -> None:
+    """Write report.html for a run or a sweep, finished or not."""
+    from everedit.report import is_sweep, write_report, write_sweep_report
 
-    terminal.print(f"report: {write_report(run_folder)}", soft_wrap=True)
+    page = write_sweep_report(folder) if is_sweep(folder) else write_report(folder)
+    terminal.print(f"report: {page}", soft_wrap=True)

@@ -84,13 +84,9 @@ def execute(config: RunConfig | None, out: Path, *, json: bool = False) -> dict[
 
 
 def _report(out: Path) -> str | None:
-    from importlib.util import find_spec
+    from everedit.report import can_report, write_report
 
-    if find_spec("jinja2") is None or find_spec("matplotlib") is None:
-        return None
-    from everedit.report import write_report
-
-    return str(write_report(out).resolve())
+    return str(write_report(out).resolve()) if can_report() else None
 
 
 def show_summary(summary: dict[str, Any], out: Path) -> None:

@@ -1,4 +1,4 @@
-"""``everedit stats``: second moments of keys, computed and listed."""
+"""``everedit stats``: second moments of keys, computed, listed, and taken over from other code."""
 
 from __future__ import annotations
 
@@ -57,6 +57,36 @@ def compute(
         show_json(facts)
     else:
         terminal.print(f"computed {len(missing)} of {len(wanted)} layers; in {store.folder}")
+
+
+@app.command("import")
+@friendly
+def import_(
+    files: list[Path] = typer.Argument(help="npz files of ROME's, MEMIT's or EasyEdit's layer_stats, one a layer."),
+    model: str = typer.Option("smollm2-135m", help="Alias, folder or Hugging Face id of the model they are of."),
+    name: str = typer.Option("imported", help="What to call them: --set stats.imported=NAME uses them."),
+    layer: int | None = typer.Option(None, min=0, help="The layer of a single file; by default its name tells."),
+    json: bool = typer.Option(False, "--json", help="Write JSON."),
+) -> None:
+    """Take over second moments that were gathered by ROME's or MEMIT's code."""
+    from everedit.engine.moments import Corpus, MomentStore
+    from everedit.engine.npz import import_moments, layer_of
+    from everedit.engine.spread import check_layers
+    from everedit.errors import EditError
+    from everedit.models import load_model
+
+    if layer is not None and len(files) > 1:
+        raise EditError(what="one layer is given for several files", where="--layer", fix="import them one by one")
+    lm = load_model(model)
+    store = MomentStore(lm, Corpus(imported=name))
+    wanted = [layer_of(file, lm.layout) if layer is None else layer for file in files]
+    check_layers(tuple(wanted), lm.layout.n_layers)
+    kept = import_moments(store, dict(zip(wanted, files, strict=True)))
+    if json:
+        show_json({"name": name, "files": {number: str(file) for number, file in kept.items()}})
+    else:
+        layers = ", ".join(map(str, sorted(kept)))
+        terminal.print(f"imported layers {layers}; use them with: --set stats.imported={name}", soft_wrap=True)
 
 
 def _layers(text: str) -> tuple[int, ...]:

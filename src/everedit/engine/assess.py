@@ -22,6 +22,6 @@ def contrastive_assessment(
     """
     texts = [lm.encode(text, answer) for text in (prompt, *negatives)]
     prefill = prefilled(lm, [text.ids[: text.prompt_end] for text in texts])
-    tokens = torch.tensor([[text.target_ids[0]] for text in texts], device=lm.device)
+    tokens = torch.tensor([[text.target_ids[-1]] for text in texts], device=lm.device)
     likely = lm.logits(prefill.last).softmax(-1).gather(1, tokens)[:, 0]
     return float((likely[0] + a) / (likely[1:].mean() + b))

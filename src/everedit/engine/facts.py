@@ -12,7 +12,13 @@ from torch import Tensor
 from everedit.edit import Edit
 from everedit.engine.state import State
 
-__all__ = ["Facts"]
+__all__ = ["Facts", "newest"]
+
+
+def newest(edits: Sequence[Edit]) -> list[Edit]:
+    """Return the edits in their order, of several behind one prompt the last alone."""
+    last = {_number(edit.prompt): place for place, edit in enumerate(edits)}
+    return [edits[place] for place in sorted(last.values())]
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ class Facts:
     def of(cls, state: State) -> Facts | None:
         """Return the facts of a state; None if it has none."""
         tensors = state.tensors
-        if "facts.text" not in tensors:
+        if not len(tensors.get("facts.embeddings", ())):
             return None
         text, ends, prompts = (tensors[f"facts.{name}"].cpu() for name in ("text", "ends", "prompts"))
         return cls(text, ends, tensors["facts.embeddings"], prompts)
@@ -56,17 +62,15 @@ class Facts:
         return _decoded(self.text[start:middle]), _decoded(self.text[middle:end])
 
     def plus(self, edits: Sequence[Edit], embeddings: Tensor) -> Facts:
-        """Return these facts and those of ``edits``, which have ``embeddings`` (edits, d)."""
-        last = {_number(edit.prompt): place for place, edit in enumerate(edits)}
-        places = sorted(last.values())
-        prompts = torch.tensor([_number(edits[place].prompt) for place in places], dtype=torch.long)
+        """Return these facts and those of the :func:`newest` edits, which have ``embeddings`` (edits, d)."""
+        prompts = torch.tensor([_number(edit.prompt) for edit in edits], dtype=torch.long)
         old = self._only(~torch.isin(self.prompts, prompts))
-        parts = [part.encode() for place in places for part in (edits[place].prompt, edits[place].target_new)]
+        parts = [part.encode() for edit in edits for part in (edit.prompt, edit.target_new)]
         begun = int(old.ends[-1]) if len(old.ends) else 0
         ends = begun + torch.tensor([len(part) for part in parts], dtype=torch.long).cumsum(0)
         fresh = torch.frombuffer(bytearray(b"".join(parts)), dtype=torch.uint8)
         # The device of the embeddings is where queries are compared.
-        known = torch.cat([old.embeddings, embeddings[places].to(old.embeddings.device)])
+        known = torch.cat([old.embeddings, embeddings.to(old.embeddings.device)])
         return Facts(
             torch.cat([old.text, fresh]), torch.cat([old.ends, ends]), known, torch.cat([old.prompts, prompts])
         )

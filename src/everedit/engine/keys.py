@@ -17,7 +17,7 @@ from everedit.models.hooks import capture, changed_output, resumed_after, stoppi
 from everedit.models.tokens import Batch
 from everedit.patch import LowRank
 
-__all__ = ["LayerWalk", "Reading", "subject_keys", "token_keys"]
+__all__ = ["LayerWalk", "Reading", "prompt_keys", "subject_keys", "token_keys"]
 
 _TOKENS_A_BATCH = 4096
 
@@ -31,6 +31,22 @@ def subject_keys(lm: LanguageModel, edits: Sequence[Edit], prefixes: Sequence[st
         keys = lm.inputs_of({layer: module}, lm.pad(chunk))[layer]
         found.append(keys[torch.arange(len(chunk)), [len(row) - 1 for row in chunk]].float())
     return torch.cat(found).view(len(edits), len(prefixes), -1)
+
+
+def prompt_keys(lm: LanguageModel, prompts: Sequence[str], layer: int) -> Tensor:
+    """Return the keys at the prompts' last tokens, (prompts, D); of an encoder-decoder at the first decoded place."""
+    name = lm.layout.mlp_out_weight(layer)
+    if not lm.layout.is_decoder_only:
+        place = 0 if name.startswith("decoder") else -1
+        texts = [Edit(prompt=prompt, target_new=".") for prompt in prompts]
+        return torch.stack([token_keys(lm, [text], [name])[name][:, place] for text in texts])
+    rows = [lm.encode(prompt).ids for prompt in prompts]
+    module, found = lm.layout.mlp_out(layer), []
+    for part in chunks([len(row) for row in rows], _TOKENS_A_BATCH):
+        chunk = rows[part]
+        keys = lm.inputs_of({layer: module}, lm.pad(chunk))[layer].view(len(chunk), max(map(len, chunk)), -1)
+        found.append(keys[torch.arange(len(chunk)), [len(row) - 1 for row in chunk]].float())
+    return torch.cat(found)
 
 
 def token_keys(lm: LanguageModel, edits: Sequence[Edit], weights: Sequence[str]) -> dict[str, Tensor]:

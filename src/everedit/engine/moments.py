@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +15,8 @@ from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from everedit.cache import cache_root, digest, file_sha256, held
+from everedit.cache import cache_root, digest, held
+from everedit.engine.corpus import Corpus
 from everedit.engine.solve import Factor
 from everedit.errors import CacheError, EditError, NumericalError
 from everedit.models import LanguageModel
@@ -25,95 +25,6 @@ from everedit.patch import load_tensors, save_tensors
 __all__ = ["Corpus", "MomentStore", "SecondMoment", "accumulate"]
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """The text that statistics are gathered over, and how much of it.
-
-    ``path`` is a text file (a document a paragraph) or JSONL with a ``text`` field; None means text sampled
-    from the model itself. ``tokens`` is how many tokens to read, in windows of ``window_tokens``.
-    """
-
-    path: Path | None = None
-    tokens: int = 8_192
-    window_tokens: int = 512
-    seed: int = 0
-
-    def provenance(self) -> dict[str, Any]:
-        """Return what tells this text from any other."""
-        if self.path is None:
-            source: dict[str, Any] = {"sampled_from_the_model": self.seed}
-        else:
-            with _readable(self.path):
-                source = {"sha256": file_sha256(self.path)}
-        return {**source, "tokens": self.tokens, "window_tokens": self.window_tokens}
-
-    def windows(self, lm: LanguageModel) -> Iterator[list[int]]:
-        """Yield rows of ``window_tokens`` ids, documents joined by the end token, until ``tokens`` are out.
-
-        A model with a shorter context gets windows of that length.
-        """
-        rows = _sampled(lm, self) if self.path is None else _read(lm, self.path)
-        end, left = lm.tokenizer.eos_token_id, self.tokens
-        held: list[int] = []
-        window = min(self.window_tokens, lm.context_tokens)
-        for row in rows:
-            held += [*row, end] if end is not None else row
-            while len(held) >= window and left > 0:
-                yield held[:window]
-                held, left = held[window:], left - window
-            if left <= 0:
-                return
-        if held:
-            yield held
-
-
-def _read(lm: LanguageModel, path: Path) -> Iterator[list[int]]:
-    with _readable(path), path.open(encoding="utf-8") as stream:
-        for line in stream:
-            text = (json.loads(line)["text"] if path.suffix == ".jsonl" else line).strip()
-            if text:
-                yield lm.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Say of any failure to read a corpus that it is the corpus that cannot be read."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise EditError(
-            what=f"cannot read the corpus: {error!r}",
-            where=str(path),
-            fix='give a text file, or JSONL with "text"',
-        ) from error
-
-
-def _sampled(lm: LanguageModel, corpus: Corpus) -> Iterator[list[int]]:
-    """Sample texts from the model at temperature 1, many rows at a time."""
-    seed = corpus.seed
-    start = lm.tokenizer.bos_token_id if lm.tokenizer.bos_token_id is not None else lm.pad_id
-    words = [row for word in _OPENINGS if (row := list(lm.encode(word).ids))]
-    room = lm.context_tokens - max(map(len, words), default=1)
-    # Few tokens come as many short texts, since a step costs about the same for one row as for all.
-    rows = 64
-    length = min(128, max(32, -(-corpus.tokens // rows)), corpus.window_tokens, room)
-    while True:
-        begin = [words[(seed * rows + index) % len(words)] or [start] for index in range(rows)]
-        # No text ends before its length: the rows that go on would be computed for less.
-        sampled = lm.generate_ids(begin, max_new_tokens=length, min_new_tokens=length, top_k=0, seed=seed)
-        for prompt, new in zip(begin, sampled, strict=True):
-            yield [*prompt, *new]
-        seed += 1
-
-
-_OPENINGS = (
-    "The", "In", "A", "When", "It was", "She", "He", "They", "This", "After", "During", "As", "For", "On", "At",
-    "Although", "Many", "One", "There", "We", "You", "If", "What is", "How", "Who", "Where", "My", "Our", "New",
-    "First", "With", "By", "Some", "People", "Scientists", "The city", "The company", "The river", "The book",
-    "The history of", "A long time ago", "Yesterday", "Today", "In 1912", "According to", "Because", "Its", "From",
-)  # fmt: skip
 
 
 @dataclass
@@ -211,9 +122,11 @@ class MomentStore:
     def get(self, layers: Sequence[int]) -> dict[int, SecondMoment]:
         """Return the second moments of ``layers``, computing in one pass those that are not cached.
 
-        Raises :class:`CacheError` if a cached file is damaged, naming it.
+        Raises :class:`CacheError` if a cached file is damaged, naming it, and :class:`EditError` if moments of other
+        layers were imported and these were not.
         """
-        if self.missing(layers):
+        if missing := self.missing(layers):
+            self._require_text(missing)
             # Runs side by side want the same statistics at the same time: one computes, the others wait and read.
             with held(self.folder):
                 if missing := self.missing(layers):
@@ -222,6 +135,22 @@ class MomentStore:
             if layer not in self._held:
                 self._held[layer] = self._load(layer)
         return {layer: self._held[layer] for layer in layers}
+
+    def put(self, moment: SecondMoment, source: Mapping[str, Any]) -> Path:
+        """Keep a second moment that was gathered elsewhere; ``source`` says where it comes from. Returns its file."""
+        info = {"tokens": moment.tokens, "layer": moment.layer, "source": dict(source), **self.provenance}
+        save_tensors(self._path(moment.layer), {"mean": moment.matrix}, {**info, "sha256": _checksum(moment.matrix)})
+        self._held.pop(moment.layer, None)
+        return self._path(moment.layer)
+
+    def _require_text(self, layers: Sequence[int]) -> None:
+        name = self.corpus.imported
+        if name is not None:
+            raise EditError(
+                what=f"no second moments of layer {', '.join(map(str, layers))} of this model were imported",
+                where=f"stats.imported={name}",
+                fix="import them (everedit stats import FILE.npz), or leave stats.imported out to gather them here",
+            )
 
     def _path(self, layer: int) -> Path:
         return self.folder / f"layer_{layer:03d}.safetensors"
@@ -317,9 +246,15 @@ def describe_cached(root: Path, open_file: Callable[..., Any]) -> list[dict[str,
             row |= {
                 "model": info["model"][:12],
                 "tokens": info["tokens"],
-                "text": text["sha256"][:12] if "sha256" in text else "sampled from the model",
+                "text": _text_of(text),
             }
         except (OSError, SafetensorError, ValueError, KeyError, TypeError):
             row |= {"model": "?", "tokens": 0, "text": f"damaged: delete {folder}"}
         found.append(row)
     return found
+
+
+def _text_of(corpus: dict[str, Any]) -> str:
+    if "imported" in corpus:
+        return f"imported: {corpus['imported']}"
+    return str(corpus["sha256"])[:12] if "sha256" in corpus else "sampled from the model"

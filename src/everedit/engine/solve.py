@@ -11,9 +11,17 @@ import torch
 from torch import Tensor
 
 from everedit.errors import NumericalError
-from everedit.patch import LowRank
+from everedit.patch import LowRank, plus_outer
 
-__all__ = ["Factor", "equality_update", "largest_singular_value", "rank_one_update", "recursive_gain", "ridge_update"]
+__all__ = [
+    "Factor",
+    "equality_update",
+    "largest_singular_value",
+    "rank_one_update",
+    "recursive_gain",
+    "recursive_step",
+    "ridge_update",
+]
 
 
 @dataclass(frozen=True)
@@ -51,13 +59,14 @@ class Factor:
         return torch.cholesky_solve(right.double(), self.lower)
 
 
-def rank_one_update(factor: Factor, direction_key: Tensor, write_key: Tensor, residual: Tensor) -> LowRank:
+def rank_one_update(factor: Factor | None, direction_key: Tensor, write_key: Tensor, residual: Tensor) -> LowRank:
     """Return ROME's change: with u = C^-1 k / ||C^-1 k||, Delta = r u^T / (u . k').
 
-    ``direction_key`` k (D,) gives the direction, ``write_key`` k' (D,) is mapped exactly: Delta k' = r (H,).
+    ``direction_key`` k (D,) gives the direction, ``write_key`` k' (D,) is mapped exactly: Delta k' = r (H,). Without a
+    ``factor`` C is the identity.
     Raises :class:`NumericalError` when u . k' is so small that the change would explode.
     """
-    u = factor.solve(direction_key[:, None])[:, 0]
+    u = direction_key.double() if factor is None else factor.solve(direction_key[:, None])[:, 0]
     u = u / u.norm()
     inner = u @ write_key.double()
     if not bool(inner.abs() > 1e-6 * write_key.double().norm()):
@@ -105,13 +114,24 @@ def recursive_gain(inverse: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
 
     ``inverse`` is P^-1 (D, D) float64. G = P^-1 K (I + K^T P^-1 K)^-1, and P'^-1 = P^-1 - G K^T P^-1.
     """
+    gain, root = recursive_step(inverse, keys)
+    return gain, plus_outer((inverse + inverse.T) / 2, -root, root)
+
+
+def recursive_step(inverse: Tensor, keys: Tensor, sign: int = 1) -> tuple[Tensor, Tensor]:
+    """Return (G, B), both (D, n), of the step that adds K K^T to P: G = P'^-1 K, and P'^-1 = P^-1 - B B^T.
+
+    With the Cholesky factor L of I + K^T P^-1 K it is B = P^-1 K L^-T, so that the new inverse is symmetric to the bit.
+    With ``sign=-1`` K K^T is taken out of P: then L is of I - K^T P^-1 K, and P'^-1 = P^-1 + B B^T.
+
+    Raises :class:`NumericalError` if what would be left is not positive definite.
+    """
     k = keys.double()
     pk = inverse @ k
-    gram = torch.eye(k.shape[1], dtype=k.dtype, device=k.device) + k.T @ pk
-    gain = Factor.of((gram + gram.T) / 2).solve(pk.T).T
-    new = inverse - gain @ pk.T
-    # In rows, as it comes back from a file: how a matrix lies in memory decides how products with it round.
-    return gain, ((new + new.T) / 2).contiguous()
+    gram = torch.eye(k.shape[1], dtype=k.dtype, device=k.device) + sign * (k.T @ pk)
+    factor = Factor.of((gram + gram.T) / 2)
+    root = torch.linalg.solve_triangular(factor.lower, pk.T, upper=False).T
+    return factor.solve(pk.T).T, root
 
 
 def largest_singular_value(matrix: Tensor) -> float:

@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from everedit.edit import Edit
-from everedit.engine.lanes import Lane, build_lanes, passes
+from everedit.engine.lane import Lane
+from everedit.engine.lanes import build_lanes, passes
 from everedit.engine.rows import chunks, essence_row, prompt_rows
 from everedit.engine.token_losses import token_losses
 from everedit.errors import NumericalError
@@ -24,7 +25,7 @@ from everedit.models import LanguageModel
 from everedit.models.packed import packed
 from everedit.models.tokens import Encoded
 
-__all__ = ["Target", "TargetConfig", "optimise_targets"]
+__all__ = ["Target", "TargetConfig", "optimise_rows", "optimise_targets"]
 
 
 class TargetConfig(BaseModel):
@@ -86,17 +87,37 @@ def optimise_targets(
     site: str = "block",
     tokens_a_batch: int = 3072,
 ) -> list[Target]:
+    """Return a target for each edit: the vector that makes the model say what is new, behind every prefix.
+
+    The first prefix must be the empty one: it defines the origin. See :func:`optimise_rows`.
+    """
+    rows = [prompt_rows(lm, edit, prefixes, target=True) for edit in edits]
+    essence = [essence_row(lm, edit) for edit in edits] if config.kl else []
+    return optimise_rows(lm, rows, essence, layer, config, site=site, tokens_a_batch=tokens_a_batch)
+
+
+def optimise_rows(
+    lm: LanguageModel,
+    rows: Sequence[Sequence[Encoded]],
+    essence: Sequence[Encoded],
+    layer: int,
+    config: TargetConfig,
+    *,
+    site: str = "block",
+    tokens_a_batch: int = 3072,
+) -> list[Target]:
     """Return a target for each edit, optimised in batches; the result does not depend on the batching.
 
-    ``site`` is where the vector is added: ``"mlp"``, the MLP's output (ROME), ``"block"``, the block's output (MEMIT),
-    or ``"attention+mlp"``, one each at the outputs of both, of which the MLP's is returned (PMET). The first prefix
-    must be the empty one: it defines the origin.
+    ``rows[i]`` are edit i's texts with their targets and subjects, equally many for each edit, the bare one first;
+    ``essence[i]`` is its "{subject} is a", or there are none and ``config.kl`` is 0. ``site`` is where the vector is
+    added: ``"mlp"``, the MLP's output (ROME), ``"block"``, the block's output (MEMIT), ``"attention+mlp"``, one each at
+    the outputs of both, of which the MLP's is returned (PMET), or ``"onward"``, the block's output from the subject's
+    last token on.
 
     Raises :class:`NumericalError` if a loss is not finite.
     """
-    rows = [prompt_rows(lm, edit, prefixes, target=True) for edit in edits]
     # Edits with equally long tails share a batch, so that little of it is padding.
-    order = sorted(range(len(edits)), key=lambda i: len(rows[i][0].ids) - rows[i][0].subject_last)
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i][0].ids) - rows[i][0].subject_last)
     weights = [_cost(lm, rows[i]) for i in order]
     found: dict[int, Target] = {}
     for part in chunks(weights, tokens_a_batch):
@@ -104,7 +125,7 @@ def optimise_targets(
         lanes = build_lanes(
             lm,
             [rows[i] for i in members],
-            [essence_row(lm, edits[i]) for i in members] if config.kl else [],
+            [essence[i] for i in members] if essence else [],
             layer,
             site,
         )
@@ -112,7 +133,7 @@ def optimise_targets(
         with packed([*blocks, lm.model.get_output_embeddings()]):
             targets = _optimise(lm, lanes, len(members), config)
         found.update(zip(members, targets, strict=True))
-    return [found[i] for i in range(len(edits))]
+    return [found[i] for i in range(len(rows))]
 
 
 def _cost(lm: LanguageModel, rows: Sequence[Encoded]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -14,9 +14,9 @@ from everedit.engine.solve import largest_singular_value
 from everedit.errors import NumericalError
 from everedit.models import LanguageModel
 from everedit.models.layout import oriented
-from everedit.patch import Patch
+from everedit.patch import Delta, Dense, Patch
 
-__all__ = ["EditedWeights", "Snapshot"]
+__all__ = ["EditedWeights", "Snapshot", "moved"]
 
 ReadOut = Callable[[Tensor, Tensor], Tensor]
 Face = Literal["base", "stream", "shown"]
@@ -27,6 +27,12 @@ class Snapshot:
     """The masters (d_out, d_in) at one moment, by parameter name; a weight not in it is as in the base model."""
 
     masters: dict[str, Tensor]
+
+
+def moved(weight: Tensor, delta: Delta) -> Tensor:
+    """Return the float32 master (d_out, d_in) of ``weight`` after a change; the same bits wherever it is computed."""
+    # In rows, as it comes back from a file: how a tensor lies in memory decides how sums over it round.
+    return delta.added_to(weight).float().contiguous()
 
 
 class EditedWeights:
@@ -64,6 +70,10 @@ class EditedWeights:
             return torch.zeros_like(self._weight(name), dtype=torch.float64)
         return self._masters[name].double() - self._originals[name].double()
 
+    def net_change(self) -> Patch:
+        """Return what the model shows of each changed weight less the original, in float64, which loses no bit."""
+        return Patch(_Differences(dict(self._originals), dict(self._shown)))
+
     def names(self) -> list[str]:
         """Return the names of the changed weights."""
         return sorted(self._masters)
@@ -74,8 +84,7 @@ class EditedWeights:
         fresh: dict[str, Tensor] = {}
         for name, delta in patch.deltas.items():
             now = self._masters.get(name, self._weight(name))
-            # In rows, as it comes back from a file: how a tensor lies in memory decides how sums over it round.
-            master = (now.double() + delta.dense().double().to(now.device)).float().contiguous()
+            master = moved(now, delta)
             if not bool(torch.isfinite(master.to(self._weight(name).dtype)).all()):
                 raise NumericalError(what="an edited weight would not be finite; nothing was written", where=name)
             fresh[name] = master
@@ -154,3 +163,20 @@ class EditedWeights:
         return {
             name: largest_singular_value(self._on(self._face, name)) / self._largest[name] for name in self._originals
         }
+
+
+@dataclass(frozen=True)
+class _Differences(Mapping[str, Delta]):
+    """Dense changes, each computed when it is asked for: all of them together may be larger than the model."""
+
+    originals: dict[str, Tensor]
+    shown: dict[str, Tensor]
+
+    def __getitem__(self, name: str) -> Dense:
+        return Dense(self.shown[name].double() - self.originals[name].double())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self.shown))
+
+    def __len__(self) -> int:
+        return len(self.shown)

@@ -4,6 +4,7 @@ from everedit.experiments.config import RunConfig, StatsConfig
 from everedit.experiments.plan import Plan, make_plan
 from everedit.experiments.rollback import rollback_run
 from everedit.experiments.run import resume, start
+from everedit.experiments.run_source import source_of_run
 from everedit.reporting import Reporter
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "make_plan",
     "resume",
     "rollback_run",
+    "source_of_run",
     "start",
 ]

@@ -23,6 +23,7 @@ class StatsConfig(BaseModel):
     corpus: Path | None = Field(None, description="text or JSONL file; without one, text sampled from the model")
     tokens: int = Field(8_192, ge=1, description="how many tokens to read")
     window_tokens: int = Field(512, ge=8, description="length of a window, in tokens")
+    imported: str | None = Field(None, description="name given to imported statistics: everedit stats import")
 
 
 class RunConfig(BaseModel):
@@ -84,10 +85,21 @@ def problems_of(error: ValidationError) -> str:
     return "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
 
 
+class _Strict(yaml.SafeLoader):
+    """YAML in which a key that stands twice in one mapping is an error, and not silently the second one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        if twice := next((key for key in keys if keys.count(key) > 1), None):
+            raise yaml.constructor.ConstructorError(None, None, f"the key '{twice}' stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(file: Path) -> dict[str, Any]:
     """Return the mapping in a YAML file. Raises :class:`EditError` that names the file if it holds none."""
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        # The loader is safe_load's own, made stricter.
+        values = yaml.load(file.read_text(encoding="utf-8"), _Strict) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         what = f"cannot read the configuration: {error}"
         raise EditError(what=what, where=str(file), fix="give a YAML file") from error

@@ -13,9 +13,9 @@ import torch
 from everedit.cache import atomic_write, write_json
 from everedit.editor import StreamState
 from everedit.engine.state import State
-from everedit.engine.target import Target
 from everedit.engine.weights import Snapshot
 from everedit.errors import CacheError, RunFolderError
+from everedit.ledger.stream import pack, unpack
 from everedit.patch import load_tensors, save_tensors
 
 __all__ = ["RunFolder"]
@@ -88,17 +88,8 @@ class RunFolder:
 
     def save_state(self, state: StreamState, edits: int) -> None:
         """Write the stream's state after ``edits`` edits, atomically."""
-        tensors = {f"weights|{name}": master for name, master in state.weights.masters.items()}
-        for kind, bag in (("method", state.method), ("policy", state.policy)):
-            tensors.update({f"{kind}|{name}": tensor for name, tensor in bag.tensors.items()})
-        pending = {}
-        for name, target in state.pending.items():
-            parts = {"origin": target.origin, "delta": target.delta, "before": target.before}
-            tensors.update({f"{part}|{name}": tensor for part, tensor in parts.items()})
-            pending[name] = {"losses": target.losses, "probability": target.probability}
-        info = {"edits": edits, "method": state.method.values, "policy": state.policy.values, "pending": pending}
-        info["made_by"] = state.made_by
-        save_tensors(self.path / "state.safetensors", tensors, info)
+        tensors, info = pack(state)
+        save_tensors(self.path / "state.safetensors", tensors, {**info, "edits": edits})
 
     def load_state(self, device: torch.device) -> tuple[StreamState, int]:
         """Return the saved state and after how many edits it was; (empty, 0) if none was saved."""
@@ -106,26 +97,4 @@ class RunFolder:
         if not file.exists():
             return StreamState(Snapshot({}), State(), State(), {}), 0
         tensors, info = load_tensors(file)
-        parts: dict[str, dict[str, torch.Tensor]] = {}
-        for key, tensor in tensors.items():
-            kind, _, name = key.partition("|")
-            # A copy of its own: a file's tensors lie at odd addresses, where products round differently.
-            parts.setdefault(kind, {})[name] = tensor.to(device).clone()
-        pending = {
-            name: Target(
-                parts["origin"][name],
-                parts["delta"][name],
-                tuple(about["losses"]),
-                about["probability"],
-                parts["before"][name],
-            )
-            for name, about in info["pending"].items()
-        }
-        state = StreamState(
-            Snapshot(parts.get("weights", {})),
-            State(parts.get("method", {}), info["method"]),
-            State(parts.get("policy", {}), info["policy"]),
-            pending,
-            dict(info["made_by"]),
-        )
-        return state, int(info["edits"])
+        return unpack(tensors, info, device), int(info["edits"])

@@ -25,6 +25,7 @@ from everedit.evaluation import (
     References,
 )
 from everedit.evaluation.ability import Ability
+from everedit.evaluation.evaluate import average
 from everedit.evaluation.metrics import mean
 from everedit.experiments.config import RunConfig
 from everedit.experiments.folder import RunFolder
@@ -80,7 +81,7 @@ def make_editor(lm: LanguageModel, config: RunConfig) -> Editor:
         config.policy,
         method_settings=config.method_settings,
         policy_settings=config.policy_settings,
-        corpus=Corpus(stats.corpus, stats.tokens, stats.window_tokens),
+        corpus=Corpus(stats.corpus, stats.tokens, stats.window_tokens, imported=stats.imported),
         seed=config.seed,
     )
 
@@ -253,6 +254,7 @@ class _Run:
                 "kind": "checkpoint",
                 "n": n,
                 **checkpoint_scores(edits, self._final, self.config.seed, single=self.config.single),
+                "unedited": average(self.evaluator.score_baseline(edits, self.baseline)),
                 "norm_ratio": self.editor.norm_ratios(),
                 "singular_value_ratio": self.editor.singular_value_ratios(),
                 **({"ability": self._abilities()} if self.ability else {}),

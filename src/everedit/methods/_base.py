@@ -8,11 +8,14 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
+from torch import Tensor
 from typing_extensions import Self
 
 from everedit.edit import Edit
 from everedit.engine.bench import Workbench
 from everedit.engine.beside import Memory
+from everedit.engine.downdate import Forgotten
+from everedit.engine.keys import prompt_keys, subject_keys
 from everedit.engine.rows import prompt_rows
 from everedit.engine.state import State
 from everedit.engine.target import Target
@@ -142,6 +145,24 @@ class Method(ABC):
         chosen for that edit.
         """
         return self
+
+    def addresses(self, bench: Workbench, edits: Sequence[Edit]) -> Tensor:
+        """Return where each edit is written, (n, d): those of edits that would overwrite each other are close.
+
+        Here it is what enters the down projection in the middle of the method's layers, at the subject's last token
+        or, for methods that ask for no subject, at the prompt's.
+        """
+        layers = self.layers()
+        layer = layers[len(layers) // 2]
+        if self.traits.needs_subject:
+            return subject_keys(bench.lm, edits, [""], layer)[:, 0]
+        return prompt_keys(bench.lm, [edit.prompt for edit in edits], layer)
+
+    def forget(self, bench: Workbench, forgotten: Forgotten, state: State) -> tuple[Patch, State] | None:
+        """Return the change that takes one step out of the stream, exactly, and the state without it; None if the
+        method's algebra does not allow it, and what came later must be made again.
+        """
+        return None
 
     @abstractmethod
     def fit(

@@ -48,6 +48,9 @@ class RankOneConfig(MethodConfig):
     contexts: Contexts | None = Field(
         None, description="sampled prefixes, pairs of (total tokens, how many); published: ten of 5 and ten of 10"
     )
+    second_moments: bool = Field(
+        True, description="False: C is the identity and no statistics are needed, as in EasyEdit's files for ROME"
+    )
 
     def resolved(self, layout: Layout) -> RankOneConfig:
         """Return the config with layer and target settings filled in from the published tables."""
@@ -88,6 +91,10 @@ class RankOneMethod(Method):
         assert isinstance(self.config, OneLayerConfig)
         assert self.config.layer is not None
         return (self.config.layer,)
+
+    def moment_layers(self) -> tuple[int, ...]:
+        """Return the edited layers, unless C is the identity."""
+        return super().moment_layers() if self.config.second_moments else ()
 
     def prefixes(self, bench: Workbench) -> list[str]:
         """Return the sampled contexts."""
@@ -131,7 +138,7 @@ class RankOneMethod(Method):
         with bench.clock.phase("keys"):
             keys = subject_keys(bench.lm, [edit], self.prefixes(bench), layer)[0]
         mean, bare = keys.mean(0), keys[0]
-        factor = bench.moments.get([layer])[layer].factor
+        factor = bench.moments.get([layer])[layer].factor if self.config.second_moments else None
         direction, write = ({"bare": bare, "mean": mean}[name] for name in self.keys_used())
         with bench.clock.phase("solve"):
             # v* - W k of the bare prompt is delta itself: the origin is the MLP's output there. The bias cancels.

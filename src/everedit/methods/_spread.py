@@ -15,16 +15,17 @@ from torch import Tensor
 
 from everedit.edit import Edit
 from everedit.engine.bench import Workbench
+from everedit.engine.downdate import Forgotten
 from everedit.engine.keys import LayerWalk
-from everedit.engine.solve import ridge_update
+from everedit.engine.solve import recursive_step, ridge_update
 from everedit.engine.spread import SHARES, at_depth, check_layers
-from everedit.engine.state import State
+from everedit.engine.state import Growing, State
 from everedit.engine.target import Target, TargetConfig, optimise_targets
 from everedit.methods._base import GPT_LIKE, SMOLLM2_135M, Method, MethodConfig
 from everedit.models.layout import Layout
-from everedit.patch import LowRank, Patch
+from everedit.patch import Delta, LowRank, Patch
 
-__all__ = ["RidgeConfig", "RidgeMethod", "SpreadConfig", "SpreadMethod", "later_target"]
+__all__ = ["RidgeConfig", "RidgeMethod", "SpreadConfig", "SpreadMethod", "later_target", "taken_out"]
 
 # Published ranges, by family and number of layers (memit.md, "Hyperparameters").
 _LAYERS = {
@@ -134,7 +135,7 @@ class SpreadMethod(Method):
         lm, layers = bench.lm, self.layers()
         targets = targets or self.targets(bench, edits)
         walk = LayerWalk(lm, edits, self.prefixes(bench), layers[-1])
-        tensors = dict(state.tensors)
+        tensors = Growing(state.tensors)
         updates: dict[int, LowRank] = {}
         for index, layer in enumerate(layers):
             with bench.clock.phase("keys"):
@@ -147,16 +148,14 @@ class SpreadMethod(Method):
                 update = self.solve(bench, layer, _mean_key(reading.keys).T, residual.T, tensors)
                 updates[layer] = LowRank(update.left.float(), update.right.float())
         deltas = {lm.layout.mlp_out_weight(layer): update for layer, update in updates.items()}
-        return Patch(deltas), State(tensors, state.values)
+        return Patch(deltas), State(dict(tensors), state.values, tensors.grown)
 
     def residual(self, targets: Sequence[Target], state: Tensor, output: Tensor) -> Tensor:
         """Return what is missing at the last layer, (n, H): here, of its block's output ``state``."""
         return torch.stack([target.value for target in targets]) - state
 
     @abstractmethod
-    def solve(
-        self, bench: Workbench, layer: int, keys: Tensor, residual: Tensor, tensors: dict[str, Tensor]
-    ) -> LowRank:
+    def solve(self, bench: Workbench, layer: int, keys: Tensor, residual: Tensor, tensors: Growing) -> LowRank:
         """Return the change of ``layer`` that moves the outputs of ``keys`` (D, n) by ``residual`` (H, n).
 
         ``tensors`` are those of the method's state; what is put there is there at the next edit.
@@ -168,12 +167,26 @@ class RidgeMethod(SpreadMethod):
 
     config: RidgeConfig
 
-    def solve(
-        self, bench: Workbench, layer: int, keys: Tensor, residual: Tensor, tensors: dict[str, Tensor]
-    ) -> LowRank:
+    def solve(self, bench: Workbench, layer: int, keys: Tensor, residual: Tensor, tensors: Growing) -> LowRank:
         """Solve the regularised least-squares problem with the layer's second moments."""
         assert self.config.moment_weight is not None
         return ridge_update(bench.moments.get([layer])[layer].factor, self.config.moment_weight, keys, residual)
+
+
+def taken_out(bench: Workbench, layers: Sequence[int], forgotten: Forgotten, state: State) -> tuple[Patch, State]:
+    """Return what takes a step out of the recursive least-squares problem of each layer, and the state without it.
+
+    The state holds each problem's inverse; the keys and values of all other steps stay as they were found.
+    """
+    tensors = Growing(state.tensors)
+    deltas: dict[str, Delta] = {}
+    for layer in layers:
+        matrix, name = f"inverse|{layer}", bench.lm.layout.mlp_out_weight(layer)
+        keys = forgotten.keys[matrix].double()
+        gain, root = recursive_step(tensors[matrix].to(keys.device), keys, sign=-1)
+        tensors.grow(matrix, root)
+        deltas[name] = forgotten.change(name, keys, gain)
+    return Patch(deltas), State(dict(tensors), state.values, tensors.grown)
 
 
 def _mean_key(keys: Tensor) -> Tensor:

@@ -15,12 +15,14 @@ from pydantic import Field
 from torch import Tensor
 
 from everedit.engine.bench import Workbench
-from everedit.engine.solve import recursive_gain
+from everedit.engine.downdate import Forgotten
+from everedit.engine.solve import recursive_step
+from everedit.engine.state import Growing, State
 from everedit.errors import NumericalError
 from everedit.methods._base import Traits
-from everedit.methods._spread import SpreadConfig, SpreadMethod, later_target
+from everedit.methods._spread import SpreadConfig, SpreadMethod, later_target, taken_out
 from everedit.models.layout import Layout
-from everedit.patch import LowRank
+from everedit.patch import LowRank, Patch
 
 
 class AlphaEditConfig(SpreadConfig):
@@ -80,19 +82,24 @@ class AlphaEdit(SpreadMethod):
             )
         return basis @ basis.T
 
-    def solve(
-        self, bench: Workbench, layer: int, keys: Tensor, residual: Tensor, tensors: dict[str, Tensor]
-    ) -> LowRank:
+    def solve(self, bench: Workbench, layer: int, keys: Tensor, residual: Tensor, tensors: Growing) -> LowRank:
         """Take one recursive step inside the null space, and carry the inverse with this batch's keys in it."""
         assert self.config.ridge is not None
         name = f"inverse|{layer}"
         inverse = tensors[name] if name in tensors else self.projector(bench, layer) / self.config.ridge
-        gain, inverse = recursive_gain(inverse.to(keys.device), keys)
+        gain, root = recursive_step(inverse.to(keys.device), keys)
         if self.config.keep_previous:
             # A layer's keys depend on the layers below it alone, which hold their changes already: these are the
             # keys of the edited model, as the paper wants them.
-            tensors[name] = inverse
+            tensors.setdefault(name, (inverse + inverse.T) / 2)
+            tensors.grow(name, root, sign=-1, keys=keys)
         return LowRank(residual.double(), gain)
+
+    def forget(self, bench: Workbench, forgotten: Forgotten, state: State) -> tuple[Patch, State] | None:
+        """Leave the step out of the sums: with earlier keys kept, the stream is one least-squares problem inside the
+        null space. The other steps' keys and values stay as found.
+        """
+        return taken_out(bench, self.layers(), forgotten, state) if self.config.keep_previous else None
 
 
 METHOD = AlphaEdit

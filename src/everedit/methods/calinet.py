@@ -90,13 +90,18 @@ class Calinet(BesideMethod):
         self, bench: Workbench, edits: Sequence[Edit], state: State, targets: Sequence[Target] | None = None
     ) -> tuple[Patch, State]:
         """Return the new slots' values, and all slots."""
-        wanted = [edit for edit in edits if not (self.config.assess and self._knows(bench, edit))]
-        values = {"left_alone": int(state.values.get("left_alone", 0)) + len(edits) - len(wanted)}
+        # A fact that is given twice is one fact.
+        facts = list({(edit.prompt, edit.target_new): edit for edit in edits}.values())
+        wanted = [edit for edit in facts if not (self.config.assess and self._knows(bench, edit))]
+        values = {"left_alone": int(state.values.get("left_alone", 0)) + len(facts) - len(wanted)}
         if not wanted:
             return Patch({}), State(state.tensors, values)
         texts = [text for edit in wanted for text in templated(bench, edit, self.config.contexts)]
         with bench.clock.phase("train"):
             fresh = self._trained(bench, texts, self.memory(bench, state), len(state.tensors.get("keys", ())))
+        if not bool(fresh["values"].any()):
+            # All of them are known well enough from the start.
+            return Patch({}), State(state.tensors, values)
         whole = {name: torch.cat([state.tensors[name], part]) for name, part in fresh.items() if state.tensors}
         return Patch({}, memory={self.name: fresh["values"]}), State(whole or fresh, values)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from everedit.engine.bench import Workbench
 from everedit.engine.solve import equality_update
 from everedit.engine.spread import at_depth, check_layers
+from everedit.engine.state import Growing
 from everedit.methods._base import Traits
 from everedit.methods._spread import SpreadConfig, SpreadMethod
 from everedit.models.layout import Layout
@@ -53,9 +54,7 @@ class Emmet(SpreadMethod):
     Config = EmmetConfig
     config: EmmetConfig
 
-    def solve(
-        self, bench: Workbench, layer: int, keys: Tensor, residual: Tensor, tensors: dict[str, Tensor]
-    ) -> LowRank:
+    def solve(self, bench: Workbench, layer: int, keys: Tensor, residual: Tensor, tensors: Growing) -> LowRank:
         """Solve the equality-constrained problem."""
         assert self.config.moment_scale is not None
         ridge = self.config.ridge if keys.shape[1] > 1 or self.config.ridge_for_one else 0.0

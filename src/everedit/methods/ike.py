@@ -21,7 +21,7 @@ from everedit.cache import digest
 from everedit.edit import Edit
 from everedit.engine.bench import Workbench
 from everedit.engine.beside import PromptMemory
-from everedit.engine.facts import Facts
+from everedit.engine.facts import Facts, newest
 from everedit.engine.state import State
 from everedit.engine.target import Target
 from everedit.errors import TokenError
@@ -68,7 +68,7 @@ def _same_subject(edit: Edit, prompt: str) -> bool:
 
 def kinds(count: int, rng: random.Random) -> list[Kind]:
     """Return the kinds of ``count`` demonstrations, copy : update : retain as 1 : 3 : 4, in random order."""
-    whole: list[Kind] = [kind for kind, share in _RATIO for _ in range(share * count // 8)]
+    whole: list[Kind] = [kind for kind, share in _RATIO for _ in range(share * (count // 8))]
     spare: list[Kind] = ["retain", "update", "retain", "copy", "update", "retain", "update"]
     whole += spare[: count - len(whole)]
     rng.shuffle(whole)
@@ -88,6 +88,11 @@ def demonstration(edit: Edit, kind: Kind, rng: random.Random) -> str:
 
 def _statement(prompt: str, target: str) -> str:
     return f"New Fact: {join(prompt, target)}"
+
+
+def _block(prompt: str, target: str) -> str:
+    """Return what stands before a query about a fact."""
+    return f"{_statement(prompt, target)}\nPrompt:"
 
 
 @dataclass
@@ -124,7 +129,7 @@ class InContext(PromptMemory):
         return self._contexts[fact]
 
     def _speaker(self, lm: LanguageModel, prompt: str, fact: int, room: int) -> Speaker:
-        shown, ending = self.context(fact), f"{_statement(*self.facts[fact])}\nPrompt:"
+        shown, ending = self.context(fact), _block(*self.facts[fact])
         most = lm.context_tokens - room
         # The far end goes first, whole demonstrations at a time, and the query block never.
         while True:
@@ -170,6 +175,14 @@ class Ike(Method):
         """Return an encoder's pass, about a fifth of a small model's."""
         return tokens / 5
 
+    def check_edit(self, bench: Workbench, edit: Edit) -> None:
+        """Raise an error too if the encoder reads only a part of the prompt, or the fact and a query about it do not
+        fit the context.
+        """
+        self._encoder(bench).require_whole(edit.prompt)
+        for query in (edit.prompt, *edit.rephrase):
+            bench.lm.encode(f"{_block(edit.prompt, edit.target_new)} {query}", edit.target_new)
+
     def memory(self, bench: Workbench, state: State) -> InContext | None:
         """Return the stored facts; None if there are none."""
         facts = Facts.of(state)
@@ -192,15 +205,21 @@ class Ike(Method):
         key = ("demonstrations", config.demonstrations, config.demonstrations_path, config.encoder, bool(config.k))
         return bench.once(key, made)
 
+    def addresses(self, bench: Workbench, edits: Sequence[Edit]) -> Tensor:
+        """Return the embeddings of the prompts, which facts are found by."""
+        return self._encoder(bench).embed([edit.prompt for edit in edits])
+
     def fit(
         self, bench: Workbench, edits: Sequence[Edit], state: State, targets: Sequence[Target] | None = None
     ) -> tuple[Patch, State]:
         """Return the facts' embeddings as what was written, and all facts."""
-        encoder = self._encoder(bench)
+        encoder, stored = self._encoder(bench), newest(edits)
+        for edit in stored:
+            self.check_edit(bench, edit)
         with bench.clock.phase("embed"):
-            embeddings = encoder.embed([edit.prompt for edit in edits])
+            embeddings = encoder.embed([edit.prompt for edit in stored])
         facts = Facts.of(state) or Facts.none(encoder.width, embeddings.device)
-        after = facts.plus(edits, embeddings)
+        after = facts.plus(stored, embeddings)
         return Patch({}, memory={self.name: embeddings}), State(after.tensors(), {"facts": len(after)})
 
 

@@ -14,10 +14,12 @@ from pydantic import Field
 from torch import Tensor
 
 from everedit.engine.bench import Workbench
-from everedit.engine.solve import Factor, recursive_gain
+from everedit.engine.downdate import Forgotten
+from everedit.engine.solve import Factor, recursive_step
+from everedit.engine.state import Growing, State
 from everedit.methods._base import Traits
-from everedit.methods._spread import RidgeConfig, SpreadMethod, later_target
-from everedit.patch import LowRank
+from everedit.methods._spread import RidgeConfig, SpreadMethod, later_target, taken_out
+from everedit.patch import LowRank, Patch
 
 
 class RlsEditConfig(RidgeConfig):
@@ -49,15 +51,18 @@ class RlsEdit(SpreadMethod):
     Config = RlsEditConfig
     config: RlsEditConfig
 
-    def solve(
-        self, bench: Workbench, layer: int, keys: Tensor, residual: Tensor, tensors: dict[str, Tensor]
-    ) -> LowRank:
+    def solve(self, bench: Workbench, layer: int, keys: Tensor, residual: Tensor, tensors: Growing) -> LowRank:
         """Take one recursive step, and carry the inverse information matrix."""
         name = f"inverse|{layer}"
         if name not in tensors:
             tensors[name] = self._anchor(bench, layer)
-        gain, tensors[name] = recursive_gain(tensors[name].to(keys.device), keys)
+        gain, root = recursive_step(tensors[name].to(keys.device), keys)
+        tensors.grow(name, root, sign=-1, keys=keys)
         return LowRank(residual.double(), gain)
+
+    def forget(self, bench: Workbench, forgotten: Forgotten, state: State) -> tuple[Patch, State]:
+        """Leave the step out of the sums; the other steps' keys and values stay as found."""
+        return taken_out(bench, self.layers(), forgotten, state)
 
     def _anchor(self, bench: Workbench, layer: int) -> Tensor:
         """Return M_0; a hair's breadth of ridge makes it exist where the text was short."""
@@ -65,7 +70,8 @@ class RlsEdit(SpreadMethod):
         moment = bench.moments.get([layer])[layer]
         eye = torch.eye(len(moment.matrix), dtype=torch.float64, device=moment.matrix.device)
         information = self.config.lam**2 * eye + self.config.mu**2 * self.config.moment_weight * moment.matrix
-        return Factor.of(information, ridge=moment.ridge).solve(eye)
+        anchor = Factor.of(information, ridge=moment.ridge).solve(eye)
+        return (anchor + anchor.T) / 2
 
 
 METHOD = RlsEdit

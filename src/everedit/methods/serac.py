@@ -260,6 +260,13 @@ class Serac(TrainedMethod):
         assert isinstance(learner, SeracLearner)
         return ScopedMemory(facts, learner)
 
+    def addresses(self, bench: Workbench, edits: Sequence[Edit]) -> Tensor:
+        """Return the embeddings of the prompts, which stored edits are compared with."""
+        learner = self.trained(bench)
+        assert isinstance(learner, SeracLearner)
+        with torch.no_grad():
+            return learner.embed([edit.prompt for edit in edits])
+
     def fit(
         self, bench: Workbench, edits: Sequence[Edit], state: State, targets: Sequence[Target] | None = None
     ) -> tuple[Patch, State]:

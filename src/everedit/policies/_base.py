@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from everedit.edit import Edit
+from everedit.engine.downdate import Forgotten
 from everedit.engine.state import State
 from everedit.engine.target import Target
 from everedit.patch import Patch
@@ -87,6 +88,12 @@ class Policy:
     def combine(self, step: Step, state: State) -> tuple[Patch, State]:
         """Stage ``stream``: return the change to add to the stream's weights, and the state after it."""
         return step.patch, state
+
+    def forget(self, forgotten: Forgotten, state: State) -> tuple[Patch, State] | None:
+        """Stage ``stream``: return the change that takes one step out of the stream, so that it is as if that had never
+        been made, and the state without it; None if that cannot be had, and what came later must be made again.
+        """
+        return None
 
     def read_out(self, base: Tensor, shift: Tensor) -> Tensor:
         """Stage ``read-out``: return the change of ``base`` (d_out, d_in) that the model shows instead of the stream's

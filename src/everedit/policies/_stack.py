@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from everedit.engine.downdate import Forgotten
 from everedit.engine.state import State
 from everedit.engine.target import Target
 from everedit.errors import NotApplicable
@@ -78,6 +79,16 @@ class Stack:
             if policy.stage == "stream":
                 patch, state = policy.combine(step, state)
         return patch, state
+
+    def forget(self, forgotten: Forgotten, state: State) -> tuple[Patch, State] | None:
+        """See :meth:`Policy.forget`; it is for the policy of the stream to say."""
+        streams = [policy for policy in self.parts if policy.stage == "stream"]
+        return streams[0].forget(forgotten, state) if streams else None
+
+    @property
+    def only_adds(self) -> bool:
+        """Whether the stream is the plain sum of what the method made."""
+        return all(policy.stage in ("values", "read-out") or policy.name == "accumulate" for policy in self.parts)
 
     def read_out(self, base: Tensor, shift: Tensor) -> Tensor:
         """See :meth:`Policy.read_out`."""

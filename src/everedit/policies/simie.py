@@ -14,8 +14,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from everedit.engine.solve import Factor, recursive_gain
-from everedit.engine.state import State
+from everedit.engine.downdate import Forgotten
+from everedit.engine.solve import Factor, recursive_step
+from everedit.engine.state import Growing, State
 from everedit.patch import Delta, LowRank, Patch
 from everedit.policies._base import Policy, PolicyConfig, Step
 
@@ -48,28 +49,49 @@ class Simie(Policy):
 
     def combine(self, step: Step, state: State) -> tuple[Patch, State]:
         """Return the regression's change as low-rank factors, and P with this edit's keys in it."""
-        tensors, done = dict(state.tensors), int(state.values.get("edits", 0)) + 1
+        tensors, done = Growing(state.tensors), int(state.values.get("edits", 0)) + 1
         deltas: dict[str, Delta] = {}
         for name, raw in step.patch.deltas.items():
-            keys = step.keys(name).double()
+            keys = step.keys(name)
             gain = self._gain(name, keys, tensors, refresh=done % _REFRESH_EVERY == 0)
+            keys = keys.double()
             effect = raw.to(torch.float64).apply(keys)
             if self.config.start == "base":
                 effect = effect - step.shift(name) @ keys
-            deltas[name] = LowRank(effect, gain)
-        return Patch(deltas, step.patch.info), State(tensors, {**state.values, "edits": done})
+            deltas[name] = LowRank(effect.contiguous(), gain.contiguous())
+        values = {**state.values, "edits": done}
+        return Patch(deltas, step.patch.info), State(dict(tensors), values, tensors.grown)
 
-    def _gain(self, name: str, keys: Tensor, tensors: dict[str, Tensor], refresh: bool) -> Tensor:
+    def forget(self, forgotten: Forgotten, state: State) -> tuple[Patch, State] | None:
+        """Take the step out of the regression: exact where every edit was made on the base model, and knew no other."""
+        if self.config.start != "base":
+            return None
+        tensors = Growing(state.tensors)
+        deltas: dict[str, Delta] = {}
+        for name in forgotten.patch.deltas:
+            keys = forgotten.keys[f"P|{name}"]
+            gain = Factor.of(tensors.grow(f"P|{name}", keys, sign=-1)).solve(keys)
+            deltas[name] = forgotten.change(name, keys.double(), gain)
+            if f"inverse|{name}" in tensors:
+                _, root = recursive_step(tensors[f"inverse|{name}"].to(keys.device), keys, sign=-1)
+                tensors.grow(f"inverse|{name}", root)
+        values = {**state.values, "edits": int(state.values["edits"]) - 1}
+        return Patch(deltas), State(dict(tensors), values, tensors.grown)
+
+    def _gain(self, name: str, keys: Tensor, tensors: Growing, refresh: bool) -> Tensor:
         """Add the keys to P and return P^-1 K (D, n)."""
-        eye = torch.eye(len(keys), dtype=keys.dtype, device=keys.device)
-        gram = tensors.get(f"P|{name}", eye * self.config.lam).to(keys.device) + keys @ keys.T
-        tensors[f"P|{name}"] = gram
+        gram = tensors.grow(f"P|{name}", keys, start=self.config.lam)
         if self.config.solver == "cholesky":
             return Factor.of(gram).solve(keys)
-        inverse = tensors.get(f"inverse|{name}", eye / self.config.lam).to(keys.device)
-        gain, inverse = recursive_gain(inverse, keys)
-        # Woodbury's errors add up; the inverse is made anew from P now and then.
-        tensors[f"inverse|{name}"] = Factor.of(gram).solve(eye) if refresh else inverse
+        eye = torch.eye(len(keys), dtype=torch.float64, device=keys.device)
+        inverse = f"inverse|{name}"
+        gain, root = recursive_step(tensors.get(inverse, eye / self.config.lam).to(keys.device), keys)
+        tensors.grow(inverse, root, sign=-1, start=1 / self.config.lam)
+        if refresh:
+            # Woodbury's errors add up; the inverse is made anew from P now and then.
+            fresh = Factor.of(gram).solve(eye)
+            tensors[inverse] = (fresh + fresh.T) / 2
+            del tensors.grown[inverse]
         return gain
 
 

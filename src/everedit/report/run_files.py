@@ -55,7 +55,7 @@ def load_run(run_dir: Path) -> RunFiles:
             where=str(run_dir),
             fix="give the folder that `everedit run` wrote (the one with config.json in it)",
         )
-    config = _read_object(run_dir / "config.json")
+    config = load_object(run_dir / "config.json")
     if config is None:
         raise RunFolderError(
             what="the run folder has no config.json",
@@ -78,7 +78,7 @@ def load_run(run_dir: Path) -> RunFiles:
         config=config,
         edits=[edits[n] for n in sorted(edits)],
         checkpoints=[checkpoints[n] for n in sorted(checkpoints)],
-        summary=_read_object(run_dir / "summary.json"),
+        summary=load_object(run_dir / "summary.json"),
         samples=[record for _, record in _read_lines(run_dir / "samples.jsonl", truncated)],
         quarantine=[record for _, record in _read_lines(run_dir / "quarantine.jsonl", truncated)],
         truncated=tuple(truncated),
@@ -98,8 +98,11 @@ def _read_bytes(path: Path) -> bytes | None:
         ) from error
 
 
-def _read_object(path: Path) -> Record | None:
-    """Return the JSON object in ``path``, or None where there is no such file."""
+def load_object(path: Path) -> Record | None:
+    """Return the JSON object in ``path``, or None where there is no such file.
+
+    Raises :class:`RunFolderError` if it holds anything else.
+    """
     raw = _read_bytes(path)
     if raw is None:
         return None

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from everedit.errors import EvereditError, RunFolderError
+from everedit.report.pages import REPORT_NAME, readable, write_page
 from everedit.report.results import (
     METRICS,
     ProtocolResult,
@@ -25,8 +24,6 @@ from everedit.report.results import (
 from everedit.report.run_files import Record, RunFiles, load_run
 from everedit.report.wording import METRIC_MEANINGS, explain, headline, percent, score_text, subline
 
-REPORT_NAME = "report.html"
-
 _SAMPLE_KINDS = {
     "rewrite": "Edited questions",
     "rephrase": "Rephrased questions",
@@ -37,9 +34,6 @@ _SAID_ELSEWHERE = ("command", "versions", "explanations")
 _MOST_SAMPLES = 60
 _MOST_QUARANTINED = 200
 _LONGEST_TEXT = 600
-
-# Control characters are invisible or illegal in HTML; their pictures are neither.
-_CONTROLS = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {127: 0x2421}
 
 
 def write_report(run_dir: Path) -> Path:
@@ -53,44 +47,8 @@ def write_report(run_dir: Path) -> Path:
         EvereditError: the ``report`` extra is not installed.
     """
     run_dir = Path(run_dir)
-    page = _render(load_run(run_dir))
-    target = run_dir / REPORT_NAME
-    # Same folder, so that the final rename stays within one file system and is atomic.
-    temporary = run_dir / f".{REPORT_NAME}.{os.getpid()}.tmp"
-    try:
-        try:
-            # A generated text may hold half a surrogate pair, which UTF-8 cannot express.
-            temporary.write_bytes(page.encode("utf-8", errors="replace"))
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise RunFolderError(
-            what=f"the report cannot be written ({error.strerror or error})",
-            where=str(target),
-            fix="check that the folder is writable and the disk has room",
-        ) from error
-    return target
-
-
-def _render(run: RunFiles) -> str:
-    try:
-        import matplotlib  # noqa: F401 (only to learn early whether it is there)
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-    except ImportError as error:
-        raise EvereditError(
-            what=f"the report needs a package that is not installed ({error.name})",
-            where="everedit.report",
-            fix="pip install 'everedit[report]'",
-        ) from error
-    environment = Environment(
-        loader=PackageLoader("everedit.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("run.html.j2").render(_page(run))
+    run = load_run(run_dir)
+    return write_page(run_dir / REPORT_NAME, "run.html.j2", lambda: _page(run))
 
 
 def _page(run: RunFiles) -> dict[str, Any]:
@@ -236,20 +194,15 @@ def _samples(records: list[Record]) -> Iterator[dict[str, Any]]:
 
 
 def _sample(record: Record) -> dict[str, Any]:
-    target = _text(record.get("target"))
+    target = readable(record.get("target"))
     return {
         "n": record.get("n"),
-        "edit_id": _text(record.get("edit_id")),
-        "prompt": _shorten(_text(record.get("prompt"))),
+        "edit_id": readable(record.get("edit_id")),
+        "prompt": _shorten(readable(record.get("prompt"))),
         "target": target,
-        "base": _segments(_text(record.get("base_text")), target),
-        "edited": _segments(_text(record.get("edited_text")), target),
+        "base": _segments(readable(record.get("base_text")), target),
+        "edited": _segments(readable(record.get("edited_text")), target),
     }
-
-
-def _text(value: object) -> str:
-    text = "" if value is None else str(value)
-    return text.replace("\r\n", "\n").translate(_CONTROLS)
 
 
 def _shorten(text: str) -> str:
@@ -273,9 +226,9 @@ def _segments(text: str, target: str) -> list[tuple[str, bool]]:
 def _quarantined(record: Record) -> dict[str, str]:
     return {
         "line": str(record.get("line", "–")),
-        "reason": _text(record.get("reason")),
-        "fix": _text(record.get("fix")),
-        "record": _shorten(_text(json.dumps(record.get("record"), ensure_ascii=False))),
+        "reason": readable(record.get("reason")),
+        "fix": readable(record.get("fix")),
+        "record": _shorten(readable(json.dumps(record.get("record"), ensure_ascii=False))),
     }
 
 

@@ -11,6 +11,21 @@ METRIC_MEANINGS = {
     "portability": "questions whose answer follows from the new fact",
 }
 
+# How methods and policies are written in print; a label of a user's own is not here, and stays as it is.
+_PRINTED = {
+    **{name: name.upper() for name in (
+        "emmet", "ft", "ft-l", "ft-m", "grace", "ike", "ke", "kn", "malmen", "memit", "memoir", "mend", "nas", "pmet",
+        "prune", "r-rome", "rect", "rome", "serac", "wise",
+    )},
+    "alphaedit": "AlphaEdit",
+    "calinet": "CaliNet",
+    "lora": "LoRA",
+    "rlsedit": "RLSEdit",
+    "simie": "SimIE",
+    "t-patcher": "T-Patcher",
+    "ultraedit": "UltraEdit",
+    "wilke": "WilKE",
+}  # fmt: skip
 _EXPLANATIONS = {
     "probability-comparison": (
         "An answer counts as right when the model finds it more probable than the competing answer. "
@@ -42,6 +57,11 @@ _HEADLINES = {
     "probability-comparison": ("prefers", "comparing the probabilities of two answers"),
     "teacher-forced/token-accuracy": ("ranks first", "fed the answer token by token"),
 }
+
+
+def printed(name: str) -> str:
+    """Return how a method, or policies joined by ``+``, are written in print."""
+    return " + ".join(_PRINTED.get(part, part) for part in name.split("+"))
 
 
 def explain(protocol: str, own: str = "") -> str:

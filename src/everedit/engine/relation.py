@@ -1,0 +1,148 @@
+"""Whether two prompts about one subject ask for the same thing: a linear map of sentence embeddings, and a limit.
+
+A sentence encoder puts texts together that share their topic; "{} was born in" and "{} died in" are neighbours there.
+The map W (d, p) is learned from ways to ask for the same relation by the contrastive loss of InfoNCE (van den Oord et
+al., 2018, equation 4, over cosines); subjects are masked in all texts. The limit is the cosine that pairs of
+different relations rarely reach.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from everedit.patch import load_tensors, save_tensors
+
+__all__ = ["MASK", "SHIPPED", "RelationMetric", "built_in_relations"]
+
+MASK = "it"
+"""What stands for the subject."""
+
+SHIPPED = Path(__file__).with_name("relations.safetensors")
+"""What was learned from the built-in relations alone with the packaged encoder (``tools/learn_relations.py``)."""
+
+_WIDTH, _STEPS, _BATCH, _RATE = 128, 300, 256, 3e-3
+_SHARPNESS = 12.0
+# Unlike texts that an encoder sets this close may well ask for the same thing, though nobody says so.
+_PERHAPS_THE_SAME = 0.85
+
+
+@cache
+def built_in_relations() -> tuple[tuple[str, ...], ...]:
+    """Return the relations that ship with Everedit: the ways to ask for each, with the subject masked."""
+    lines = Path(__file__).with_name("relations.jsonl").read_text(encoding="utf-8").splitlines()
+    return tuple(tuple(text.replace("{}", MASK) for text in json.loads(line)["templates"]) for line in lines)
+
+
+@dataclass(frozen=True)
+class RelationMetric:
+    """The map ``weight`` (d, p) and the least cosine behind it, ``limit``, of texts that ask for the same thing."""
+
+    weight: Tensor
+    limit: float
+
+    def project(self, embeddings: Tensor) -> Tensor:
+        """Return embeddings (n, d) mapped to unit vectors (n, p), a product of two of which is their likeness."""
+        return F.normalize(embeddings @ self.weight.to(embeddings), dim=-1)
+
+    @classmethod
+    def of_texts(
+        cls,
+        distinct: Sequence[Sequence[str]],
+        more: Sequence[Sequence[str]],
+        embed: Callable[[Sequence[str]], Tensor],
+        *,
+        allowed: float,
+    ) -> RelationMetric:
+        """Learn from groups of texts, each of which asks for one thing; those of ``distinct`` for different things.
+
+        A share ``allowed`` of the pairs across the distinct groups may reach the limit.
+        """
+        groups = [*distinct, *more]
+        owners = [number for number, group in enumerate(groups) for _ in group]
+        embeddings = embed([text for group in groups for text in group]).cpu()
+        return cls.learned(embeddings, owners, distinct=sum(map(len, distinct)), allowed=allowed)
+
+    @classmethod
+    def kept(cls, file: Path, provenance: Mapping[str, Any]) -> RelationMetric | None:
+        """Return what was learned and kept in a file; None if it was learned from anything else."""
+        tensors, info = load_tensors(file)
+        if any(info.get(name) != value for name, value in provenance.items()):
+            return None
+        return cls(tensors["weight"].float(), float(info["limit"]))
+
+    def keep(self, file: Path, provenance: Mapping[str, Any]) -> None:
+        """Write what was learned, and from what."""
+        save_tensors(file, {"weight": self.weight.half()}, {"limit": self.limit, **provenance})
+
+    @classmethod
+    def learned(
+        cls, embeddings: Tensor, groups: Sequence[int], *, distinct: int, allowed: float, seed: int = 0
+    ) -> RelationMetric:
+        """Learn from embedded texts (n, d), of which those with the same group number ask for the same thing.
+
+        The groups of the first ``distinct`` texts are known to ask for different things: a share ``allowed`` of the
+        pairs across them may reach the limit.
+        """
+        owners = torch.tensor(groups)
+        random = torch.Generator().manual_seed(seed)
+        weight = torch.empty(embeddings.shape[1], min(_WIDTH, embeddings.shape[1]))
+        torch.nn.init.orthogonal_(weight, generator=random)
+        weight.requires_grad_()
+        optimiser = torch.optim.Adam([weight], lr=_RATE)
+        pairs = _Pairs(owners)
+        with torch.enable_grad():
+            for _ in range(_STEPS):
+                left, right = pairs.drawn(_BATCH, random)
+                loss = _contrast(embeddings, owners, weight, left, right)
+                optimiser.zero_grad(set_to_none=True)
+                loss.backward()
+                optimiser.step()
+        # As it is kept.
+        found = cls(weight.detach().half().float(), 0.0)
+        known = found.project(embeddings[:distinct])
+        return cls(found.weight, _limit(known, owners[:distinct], allowed, random))
+
+
+class _Pairs:
+    """Draws two texts of one group, every group as often as any other."""
+
+    def __init__(self, owners: Tensor) -> None:
+        order = owners.argsort(stable=True)
+        counts = torch.unique_consecutive(owners[order], return_counts=True)[1]
+        starts = counts.cumsum(0) - counts
+        several = counts > 1
+        self._order, self._starts, self._counts = order, starts[several], counts[several]
+
+    def drawn(self, count: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return the numbers of the pairs' texts, (count,) each."""
+        group = torch.randint(len(self._counts), (count,), generator=random)
+        size = self._counts[group]
+        first = (torch.rand(count, generator=random) * size).long()
+        step = 1 + (torch.rand(count, generator=random) * (size - 1)).long()
+        second = (first + step) % size
+        return self._order[self._starts[group] + first], self._order[self._starts[group] + second]
+
+
+def _contrast(embeddings: Tensor, owners: Tensor, weight: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Return the loss of finding each left text's partner among all right ones, and the other way round."""
+    a, b = embeddings[left], embeddings[right]
+    likeness = _SHARPNESS * F.normalize(a @ weight, dim=1) @ F.normalize(b @ weight, dim=1).T
+    perhaps = (owners[left][:, None] == owners[right]) | (a @ a.T > _PERHAPS_THE_SAME) | (b @ b.T > _PERHAPS_THE_SAME)
+    likeness = likeness.masked_fill(perhaps & ~torch.eye(len(a), dtype=torch.bool), float("-inf"))
+    own = torch.arange(len(a))
+    return F.cross_entropy(likeness, own) + F.cross_entropy(likeness.T, own)
+
+
+def _limit(projected: Tensor, owners: Tensor, allowed: float, random: torch.Generator) -> float:
+    left, right = torch.randint(len(owners), (2, 100_000), generator=random)
+    apart = owners[left] != owners[right]
+    return float((projected[left] * projected[right]).sum(1)[apart].quantile(1 - allowed))

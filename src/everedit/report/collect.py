@@ -1,0 +1,275 @@
+"""The numbers of many runs, read from their folders: what tables, curves, intervals and comparisons are made of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from everedit.errors import RunFolderError
+from everedit.report.results import Scores, mapping, mean, number
+from everedit.report.run_files import Record, RunFiles, load_object, load_run
+from everedit.report.wording import printed
+
+__all__ = ["ROLLBACK", "Cost", "Result", "When", "collect", "flattened", "named"]
+
+When = Literal["immediate", "retained", "uncontradicted", "final"]
+ROLLBACK = "roll-back@1"
+"""What tables call WilKE's protocol, whose scores are in a file of their own."""
+
+_ROLLBACK_METRICS = ("ES", "GS", "LS", "ERS", "ORS", "S")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run took: seconds an edit, without scoring, and the most memory its process held."""
+
+    seconds: float | None
+    memory_mb: float | None
+
+
+@dataclass(frozen=True)
+class Result:
+    """The numbers of one run. ``axes`` are model, data, method, policy and seed as they are called in tables.
+
+    ``single`` tells that every edit was taken back before the next; ``finished`` that the run came to its end.
+    """
+
+    folder: Path
+    axes: dict[str, str]
+    settings: Record
+    single: bool
+    finished: bool
+    cost: Cost
+    growth: dict[str, list[tuple[int, float]]]
+    _files: RunFiles | None = field(default=None, repr=False)
+    _rollback: Record = field(default_factory=dict, repr=False)
+
+    @property
+    def line(self) -> str:
+        """Method and policy, as a table's row is called."""
+        method, policy = printed(self.axes["method"]), self.axes["policy"]
+        return method if policy == "accumulate" else f"{method} + {printed(policy)}"
+
+    @cached_property
+    def protocols(self) -> list[str]:
+        """The names of the protocols with scores."""
+        if self._rollback:
+            return [ROLLBACK]
+        blocks = [mapping(row.get("retained")) for row in self._checkpoints]
+        blocks += [mapping(row.get("immediate")) for row in self._edits[:1]]
+        return list(dict.fromkeys(name for block in blocks for name in block))
+
+    @property
+    def marks(self) -> list[int]:
+        """After how many edits there are scores."""
+        if self._rollback:
+            return sorted(int(mark) for mark in self._rollback["checkpoints"])
+        return [row["n"] for row in self._checkpoints]
+
+    def metrics(self, protocol: str) -> list[str]:
+        """Return the metrics of a protocol, those made of the others last."""
+        if self._rollback:
+            return list(_ROLLBACK_METRICS)
+        blocks = [mapping(mapping(row.get("retained")).get(protocol)) for row in self._checkpoints]
+        blocks += [mapping(mapping(row.get("immediate")).get(protocol)) for row in self._edits[:1]]
+        return list(dict.fromkeys(name for block in blocks for name in block))
+
+    def scores(self, protocol: str, mark: int, when: When) -> Scores:
+        """Return the figures after ``mark`` edits, by metric; empty where there are none.
+
+        ``immediate`` is right after each edit, ``retained`` with the model after ``mark`` edits, ``uncontradicted`` the
+        same without edits that a later one contradicts, ``final`` with the last model.
+        """
+        if self._rollback:
+            return _numbers(self._rollback["checkpoints"].get(str(mark))) if when == "retained" else {}
+        if when in ("retained", "uncontradicted"):
+            return _numbers(mapping(self._checkpoint(mark).get(when)).get(protocol))
+        # A summary has figures that are no means over edits, too.
+        summary = mapping(mapping(self._files.summary if self._files else {}).get("protocols"))
+        block = mapping(mapping(mapping(mapping(summary.get(protocol)).get("checkpoints")).get(str(mark))).get(when))
+        found = {metric: mean(self.by_edit(protocol, metric, mark, when)) for metric in self.metrics(protocol)}
+        found.update(_numbers(block))
+        return found if any(value is not None for value in found.values()) else {}
+
+    def unedited(self, protocol: str, mark: int) -> Scores:
+        """Return the unedited model's figures on the first ``mark`` edits, by metric."""
+        kept = mapping(mapping(self._checkpoint(mark).get("unedited")).get(protocol))
+        if kept:
+            return _numbers(kept)
+        blocks = [mapping(mapping(row.get("before")).get(protocol)) for row in self._edits[:mark]]
+        return {metric: mean(number(block.get(metric)) for block in blocks) for metric in self.metrics(protocol)}
+
+    def interval(self, protocol: str, metric: str, mark: int) -> tuple[float, float] | None:
+        """Return the bootstrap interval of a retained figure as the run wrote it down."""
+        kept = mapping(mapping(self._checkpoint(mark).get("intervals")).get(protocol)).get(metric)
+        ends = [number(value) for value in kept] if isinstance(kept, list) else []
+        return (ends[0], ends[1]) if len(ends) == 2 and ends[0] is not None and ends[1] is not None else None
+
+    def contradicted(self, mark: int) -> int:
+        """Return how many of the first ``mark`` edits a later one contradicts."""
+        return int(number(self._checkpoint(mark).get("contradicted")) or 0)
+
+    def _checkpoint(self, mark: int) -> Record:
+        return next((row for row in self._checkpoints if row["n"] == mark), {})
+
+    def by_edit(self, protocol: str, metric: str, mark: int, when: When) -> list[float | None]:
+        """Return the score of each of the first ``mark`` edits, in order; empty where they were not kept."""
+        if when == "immediate":
+            blocks = [mapping(mapping(row.get("immediate")).get(protocol)) for row in self._edits[:mark]]
+            return [number(block.get(metric)) for block in blocks]
+        row = self._checkpoint(self.marks[-1] if when == "final" and self.marks else mark)
+        kept = mapping(mapping(row.get("by_edit")).get(protocol)).get(metric) if when != "uncontradicted" else None
+        return [number(value) for value in kept[:mark]] if isinstance(kept, list) and len(kept) >= mark else []
+
+    def edit_ids(self, mark: int) -> list[str]:
+        """Return the ids of the first ``mark`` edits."""
+        return [str(row.get("edit_id")) for row in self._edits[:mark]]
+
+    def explanation(self, protocol: str) -> str:
+        """Return what the run's configuration says of a protocol."""
+        return str(mapping(self._files.config.get("explanations") if self._files else {}).get(protocol) or "")
+
+    @property
+    def _edits(self) -> list[Record]:
+        return self._files.edits if self._files else []
+
+    @property
+    def _checkpoints(self) -> list[Record]:
+        return self._files.checkpoints if self._files else []
+
+
+def collect(folders: Sequence[Path]) -> list[Result]:
+    """Return the results of run folders, of the cells of sweep folders, and of all runs in folders of such folders.
+
+    Cells without a run yet are left out. Raises :class:`RunFolderError` if a folder holds no run.
+    """
+    found = [result for folder in folders for result in _results(Path(folder))]
+    return list({result.folder.resolve(): result for result in found}.values())
+
+
+def _results(folder: Path) -> list[Result]:
+    results = list(_below(folder))
+    if not results:
+        raise RunFolderError(
+            what="there is no run with scores in this folder",
+            where=str(folder),
+            fix="give folders that everedit run or everedit sweep wrote",
+        )
+    return results
+
+
+def _below(folder: Path) -> Iterator[Result]:
+    manifest = load_object(folder / "sweep.json")
+    if manifest is not None:
+        for cell in manifest.get("cells", []):
+            yield from _one(folder / "cells" / str(cell.get("name")), mapping(cell.get("axes")))
+    elif (folder / "config.json").exists() or (folder / "rollback.json").exists():
+        yield from _one(folder, {})
+    elif folder.is_dir():
+        for part in sorted(path for path in folder.iterdir() if path.is_dir()):
+            yield from _below(part)
+
+
+def _one(folder: Path, axes: Record) -> Iterator[Result]:
+    rollback = load_object(folder / "rollback.json")
+    if rollback is not None:
+        config = mapping(rollback.get("config"))
+        yield Result(folder, {**_axes(config), **axes}, config, False, True, Cost(None, None), {}, None, rollback)
+    elif (folder / "config.json").exists():
+        files = load_run(folder)
+        config = mapping(files.config.get("run")) or _from_description(files.config)
+        if files.edits:
+            single = bool(config.get("single"))
+            cost, growth = _cost(files), _growth(files)
+            yield Result(folder, {**_axes(config), **axes}, config, single, files.finished, cost, growth, files)
+
+
+def _axes(config: Record) -> dict[str, str]:
+    data = str(config.get("data", "–"))
+    return {
+        "model": str(config.get("model", "–")),
+        "data": Path(data).stem if Path(data).suffix else data,
+        "method": str(config.get("method", "–")),
+        "policy": str(config.get("policy", "accumulate")),
+        "seed": str(config.get("seed", 0)),
+    }
+
+
+def _from_description(config: Record) -> Record:
+    """Return what a config.json without its run's own configuration tells of it."""
+    named = {key: mapping(config.get(key)).get("name", "–") for key in ("model", "data")}
+    return {**{key: config.get(key) for key in ("method", "policy", "seed", "edits")}, **named}
+
+
+def _numbers(block: object) -> Scores:
+    return {metric: number(value) for metric, value in mapping(block).items()}
+
+
+def _cost(files: RunFiles) -> Cost:
+    spent = []
+    for row in files.edits:
+        phases = mapping(row.get("seconds"))
+        if phases:
+            # Scoring is the cost of the experiment, not of an edit.
+            spent.append(sum(number(value) or 0.0 for phase, value in phases.items() if phase != "score"))
+    memory = [number(row.get("peak_memory_mb")) for row in files.checkpoints]
+    return Cost(mean(spent), max((value for value in memory if value is not None), default=None))
+
+
+def _growth(files: RunFiles) -> dict[str, list[tuple[int, float]]]:
+    """Return, for norms and for largest singular values, the largest ratio to the unedited model at each checkpoint."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for kind in ("norm_ratio", "singular_value_ratio"):
+        for row in files.checkpoints:
+            ratios = [value for value in map(number, mapping(row.get(kind)).values()) if value is not None]
+            if ratios:
+                found.setdefault(kind, []).append((row["n"], max(ratios)))
+    return found
+
+
+def named(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """Return the results by the name of their line: runs that differ in nothing but the seed share one.
+
+    Where runs of one method and policy differ in other settings, the name says in which.
+    """
+    lines: dict[str, dict[str, list[Result]]] = {}
+    for result in results:
+        lines.setdefault(result.line, {}).setdefault(_identity(result), []).append(result)
+    found: dict[str, list[Result]] = {}
+    for line, variants in lines.items():
+        for (name, runs), _ in zip(_told_apart(line, list(variants.values())), variants, strict=True):
+            found[name] = runs
+    return found
+
+
+def _identity(result: Result) -> str:
+    return json.dumps(_but_the_seed(result), sort_keys=True, default=str)
+
+
+def _but_the_seed(result: Result) -> Record:
+    return {key: value for key, value in result.settings.items() if key != "seed"}
+
+
+def _told_apart(line: str, variants: list[list[Result]]) -> list[tuple[str, list[Result]]]:
+    if len(variants) == 1:
+        return [(line, variants[0])]
+    flat = [dict(flattened(_but_the_seed(runs[0]))) for runs in variants]
+    keys = [
+        key for key in dict.fromkeys(key for each in flat for key in each) if len({str(f.get(key)) for f in flat}) > 1
+    ]
+    names = [f"{line} ({', '.join(f'{key}={each[key]}' for key in keys if key in each)})" for each in flat]
+    return list(zip(names, variants, strict=True))
+
+
+def flattened(value: Record, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every setting of a run's configuration as a dotted key and its value."""
+    for key, item in value.items():
+        short = key.removesuffix("_settings")
+        if isinstance(item, dict):
+            yield from flattened(item, f"{prefix}{short}.")
+        else:
+            yield f"{prefix}{short}", item
