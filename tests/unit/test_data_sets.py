@@ -19,7 +19,7 @@ from everedit.data.answers import answers, probes
 from everedit.data.contradictions import contradicted_by
 from everedit.edit import Edit
 from everedit.errors import EditError, UnknownName
-from everedit.evaluation import GENERAL, PROTOCOLS
+from everedit.evaluation import FOR_ANY_DATA, PROTOCOLS
 from tests.unit.test_data import COUNTERFACT, ZSRE, write
 
 REWRITE = {
@@ -390,11 +390,11 @@ for name in ("counterfact-full", "knowedit-zsre", "qaedit"):
 
 def test_a_data_set_is_scored_under_its_own_protocols_only() -> None:
     known = data_set("hallucination")
-    known.require_protocols("hallucination", ["wise/hallucination@1", *GENERAL], GENERAL)
+    known.require_protocols("hallucination", ["wise/hallucination@1", *FOR_ANY_DATA], FOR_ANY_DATA)
     with pytest.raises(EditError, match="not scored under rome/counterfact@1") as caught:
-        known.require_protocols("hallucination", ["rome/counterfact@1"], GENERAL)
+        known.require_protocols("hallucination", ["rome/counterfact@1"], FOR_ANY_DATA)
     assert "wise/hallucination@1" in caught.value.fix
-    data_set("plain").require_protocols("plain", list(PROTOCOLS), GENERAL)
+    data_set("plain").require_protocols("plain", list(PROTOCOLS), FOR_ANY_DATA)
     with pytest.raises(UnknownName, match="did you mean hallucination"):
         data_set("halucination")
 

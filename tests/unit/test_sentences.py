@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from everedit.cli.main import app
@@ -71,6 +73,15 @@ def test_built_in_sentences_are_mostly_found_again() -> None:
     subjects = sum(str(p.edit.subject).split()[-1] == str(edit.subject).split()[-1] for edit, p in found)
     assert answers / len(edits) > 0.98
     assert subjects / len(edits) > 0.8
+
+
+@given(st.text(st.sampled_from("aB1 .,?!()'’“—ofthe\u00a0\n"), max_size=40))
+def test_any_text_becomes_an_edit_or_one_clear_error(text: str) -> None:
+    try:
+        found = propose(text)
+    except EditError:
+        return
+    assert str(found.edit.subject) in found.edit.prompt
 
 
 def test_a_sheet_of_any_format_keeps_its_good_lines(tmp_path: Path) -> None:

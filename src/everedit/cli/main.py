@@ -8,6 +8,7 @@ import typer
 
 from everedit._version import __version__
 from everedit.cli import (
+    ability,
     compare,
     data,
     demo,
@@ -18,7 +19,9 @@ from everedit.cli import (
     methods,
     models,
     plot,
+    protocols,
     report,
+    reproduce,
     rollback,
     run,
     stats,
@@ -58,6 +61,7 @@ app.command("demo")(demo.demo)
 app.command("edit")(edit.edit)
 app.command("run")(run.run)
 app.command("sweep", cls=sweep.BareRay)(sweep.sweep)
+app.command("reproduce", cls=sweep.BareRay)(reproduce.reproduce)
 app.command("summarize")(summarize.summarize)
 app.command("plot")(plot.plot)
 app.command("compare")(compare.compare)
@@ -85,6 +89,8 @@ app.add_typer(models.app, name="models")
 app.add_typer(methods.methods_app, name="methods")
 app.add_typer(methods.policies_app, name="policies")
 app.add_typer(data.app, name="data")
+app.add_typer(protocols.app, name="protocols")
+app.add_typer(ability.app, name="ability")
 app.add_typer(stats.app, name="stats")
 app.add_typer(legacy.app, name="legacy")
 

@@ -25,6 +25,7 @@ def run(
     edits: int | None = typer.Option(None, help="How many edits. [50]"),
     batch: int | None = typer.Option(None, help="How many edits are made at once. [1]"),
     checkpoints: str | None = typer.Option(None, help="After how many edits all are scored. [1,10,50]"),
+    protocols: str | None = typer.Option(None, help="See: everedit protocols ls. [the four general ones]"),
     seed: int | None = typer.Option(None, help="Seed of everything that is sampled. [0]"),
     out: Path = typer.Option(Path("runs/latest"), help="The run folder."),
     setting: list[str] = typer.Option(
@@ -43,9 +44,10 @@ def run(
         execute(None, out, json=json)
         return
     marks = checkpoints.split(",") if checkpoints else None
+    names = [name.strip() for name in protocols.split(",")] if protocols else None
     flags: dict[str, Any] = {
         "model": model, "method": method, "policy": policy, "data": data, "data_path": data_path, "edits": edits,
-        "batch": batch, "checkpoints": marks, "seed": seed, "device": device,
+        "batch": batch, "checkpoints": marks, "protocols": names, "seed": seed, "device": device,
     }  # fmt: skip
     resolved = RunConfig.build(config, flags, setting)
     if plan:
@@ -102,6 +104,8 @@ def show_summary(summary: dict[str, Any], out: Path) -> None:
             row = f"less {contradicted} contradicted"
             rows.append((row, *(at_end["uncontradicted"].get(metric) for metric in metrics)))
         show_table(name, ("model", *metrics), rows)
+    if "ability" in summary:
+        show_ability(summary["ability"])
     seconds = summary["seconds_per_edit"]
     show_table("Seconds per edit", seconds.keys(), [seconds.values()])
     once = ", ".join(f"{phase} {value:.1f} s" for phase, value in summary["seconds_before"].items())
@@ -110,6 +114,17 @@ def show_summary(summary: dict[str, Any], out: Path) -> None:
         f"before the first edit {once}, peak memory {summary['peak_memory_mb']:.0f} MiB, run folder {out}",
         soft_wrap=True,
     )
+
+
+def show_ability(found: dict[str, Any]) -> None:
+    """Show the general ability of the unedited model and of the model at the last checkpoint."""
+    last, at_end = list(found["checkpoints"].items())[-1]
+    rows = [
+        (task, name, value, at_end[task]["figures"][name])
+        for task, item in found["unedited"].items()
+        for name, value in item["figures"].items()
+    ]
+    show_table("General ability", ("task", "figure", "unedited", f"after {last}"), rows)
 
 
 def show_plan(config: RunConfig, *, json: bool = False) -> None:

@@ -16,7 +16,7 @@ from typer.core import TyperCommand
 from everedit.cli.console import LiveTable, friendly, show_json, show_table, showing_live, showing_progress, terminal
 
 if TYPE_CHECKING:
-    from everedit.experiments.sweeps import Cell, CellState, SweepFolder, Workers
+    from everedit.experiments.sweeps import Cell, CellState, SweepConfig, SweepFolder, Workers
 
 _RAY_HERE = "local"
 
@@ -49,27 +49,57 @@ def sweep(
 ) -> None:
     """Run every combination of models, data sets, methods, policies and seeds, each into a run folder of its own."""
     from everedit.errors import EditError
-    from everedit.experiments.sweeps import Manifest, SweepConfig, SweepFolder, cells_of
+    from everedit.experiments.sweeps import SweepConfig, SweepFolder, cells_of
 
     if file is None and (plan or not resume):
         raise EditError(what="which sweep?", where="everedit sweep", fix="give a YAML file, or --resume with --out")
     place = out or Path("runs") / (file.stem if file else "latest")
     if file is None:
-        folder = SweepFolder.open(place)
-        execute(lambda: folder, folder.manifest.threads, jobs, gpus=gpus, ray=ray, json=json)
-        return
-    config = SweepConfig.read(file)
-    cells = cells_of(config, str(file), setting)
-    if plan:
-        show_plan(cells, config.kind, jobs, json=json)
-        return
-    source = file.read_text(encoding="utf-8")
+        known = SweepFolder.open(place)
+        begin, threads = (lambda: known), known.manifest.threads
+    else:
+        config = SweepConfig.read(file)
+        cells = cells_of(config, str(file), setting)
+        if plan:
+            show_plan(cells, config.kind, jobs, json=json)
+            return
+        if not config.title:
+            config = config.model_copy(update={"title": file.stem})
+        source = file.read_text(encoding="utf-8")
+        begin, threads = begin_sweep(place, config, cells, source, threads, jobs, resume=resume)
+    again = f"everedit sweep --resume --out {shlex.quote(str(place))}"
+    folder, states = execute(begin, threads, jobs, gpus=gpus, ray=ray, again=again)
+    report = report_of(folder.path)
+    if json:
+        show_json({"out": str(folder.path), "cells": [state.as_dict() for state in states], "report": report})
+    else:
+        show_states(folder, states, again)
+        terminal.print(f"tables: everedit summarize {shlex.quote(str(folder.path))}", soft_wrap=True)
+        terminal.print(
+            f"report: {report}" if report else "for a report: pip install 'everedit\\[report]'", soft_wrap=True
+        )
+    if any(state.status == "failed" for state in states):
+        raise typer.Exit(1)
+
+
+def begin_sweep(
+    place: Path,
+    config: SweepConfig,
+    cells: list[Cell],
+    source: str,
+    threads: int | None,
+    jobs: int,
+    *,
+    resume: bool,
+) -> tuple[Callable[[], SweepFolder], int]:
+    """Return how a sweep's folder is made, or gone on with to ``resume``, and the threads of a cell."""
+    from everedit.experiments.sweeps import Manifest, SweepFolder
+
     if resume and (place / "sweep.json").exists():
         begun = SweepFolder.open(place)
-        execute(lambda: begun.extended(cells, source), begun.manifest.threads, jobs, gpus=gpus, ray=ray, json=json)
-        return
+        return (lambda: begun.extended(cells, source)), begun.manifest.threads
     manifest = Manifest(
-        title=config.title or file.stem,
+        title=config.title,
         kind=config.kind,
         cells=tuple(cells),
         threads=threads or threads_for(jobs),
@@ -78,7 +108,7 @@ def sweep(
         source=source,
         command=shlex.join(["everedit", *sys.argv[1:]]),
     )
-    execute(lambda: SweepFolder.create(place, manifest), manifest.threads, jobs, gpus=gpus, ray=ray, json=json)
+    return (lambda: SweepFolder.create(place, manifest)), manifest.threads
 
 
 def threads_for(jobs: int) -> int:
@@ -92,13 +122,13 @@ def execute(
     threads: int,
     jobs: int,
     *,
+    again: str,
     gpus: str | None = None,
     ray: str | None = None,
-    json: bool = False,
-) -> list[CellState]:
-    """Make the cells of the sweep that ``begin`` gives, show how they end and write the report.
+) -> tuple[SweepFolder, list[CellState]]:
+    """Make the cells of the sweep that ``begin`` gives, and return it and how they ended.
 
-    The workers are there before anything is written. Exits with 1 if a cell failed.
+    The workers are there before anything is written. Interrupted, it says ``again``, the command to go on with.
     """
     from everedit.experiments.sweeps import drive
 
@@ -106,23 +136,11 @@ def execute(
         folder = begin()
         try:
             with showing_live() as live:
-                states = drive(folder, workers, _Watch(live))
+                return folder, drive(folder, workers, _Watch(live))
         except KeyboardInterrupt:
-            how = f"everedit sweep --resume --out {shlex.quote(str(folder.path))}"
-            terminal.print(f"finished edits of every cell are kept; go on with: [bold]{how}[/]", soft_wrap=True)
+            how = f"finished edits of every cell are kept; go on with: [bold]{again}[/]"
+            terminal.print(how, soft_wrap=True)
             raise
-    report = _report(folder.path)
-    if json:
-        show_json({"out": str(folder.path), "cells": [state.as_dict() for state in states], "report": report})
-    else:
-        _show_states(folder, states)
-        terminal.print(f"tables: everedit summarize {shlex.quote(str(folder.path))}", soft_wrap=True)
-        terminal.print(
-            f"report: {report}" if report else "for a report: pip install 'everedit\\[report]'", soft_wrap=True
-        )
-    if any(state.status == "failed" for state in states):
-        raise typer.Exit(1)
-    return states
 
 
 def _workers(threads: int, jobs: int, gpus: str | None, ray: str | None) -> Workers:
@@ -171,7 +189,8 @@ class _Watch:
         self._live.show(title, ("cell", "now", "done", "so far", "for"), rows)
 
 
-def _show_states(folder: SweepFolder, states: Sequence[CellState]) -> None:
+def show_states(folder: SweepFolder, states: Sequence[CellState], again: str) -> None:
+    """Show how each cell of a sweep ended."""
     axes = _varied([state.cell for state in states])
     rows = [(*(state.cell.axes[axis] for axis in axes), state.status, state.note) for state in states]
     show_table(folder.manifest.title, (*axes, "cell", "note"), rows)
@@ -179,7 +198,6 @@ def _show_states(folder: SweepFolder, states: Sequence[CellState]) -> None:
     said = ", ".join(f"{count} {name}" for name, count in ended.items() if count)
     terminal.print(f"{said}; sweep folder {folder.path}", soft_wrap=True)
     if ended["failed"]:
-        again = f"everedit sweep --resume --out {shlex.quote(str(folder.path))}"
         terminal.print(f"failed cells say why in error.json; to try them again: [bold]{again}[/]", soft_wrap=True)
     if strays := folder.strays():
         terminal.print(f"no longer part of the sweep, and left alone: {', '.join(strays)}", soft_wrap=True)
@@ -191,7 +209,8 @@ def _varied(cells: Sequence[Cell]) -> list[str]:
     return [axis for axis in axes if len({cell.axes[axis] for cell in cells}) > 1] or ["method"]
 
 
-def _report(folder: Path) -> str | None:
+def report_of(folder: Path) -> str | None:
+    """Write the page of a sweep and return its path; None without the ``report`` extra."""
     from everedit.report import can_report, write_sweep_report
 
     return str(write_sweep_report(folder).resolve()) if can_report() else None

@@ -54,13 +54,13 @@ class DataSet:
             "notes": self.notes,
         }
 
-    def require_protocols(self, name: str, wanted: Sequence[str], general: Sequence[str]) -> None:
-        """Raise :class:`EditError` if a protocol is neither general nor one of this data set's."""
-        foreign = [protocol for protocol in wanted if protocol not in (*general, *self.protocols)]
+    def require_protocols(self, name: str, wanted: Sequence[str], for_any: Sequence[str]) -> None:
+        """Raise :class:`EditError` if a protocol is neither for any data nor one of this data set's."""
+        foreign = [protocol for protocol in wanted if protocol not in (*for_any, *self.protocols)]
         if self.protocols and foreign:
             raise EditError(
                 what=f"the data set '{name}' is not scored under {' or '.join(foreign)}",
-                fix=f"its own protocols are {', '.join(self.protocols)}; general ones: {', '.join(general)}",
+                fix=f"its own protocols are {', '.join(self.protocols)}; for any data: {', '.join(for_any)}",
             )
 
 

@@ -122,7 +122,7 @@ def propose(sentence: str, line: int = 0, *, target: str | None = None, subject:
     else:
         begin = _answer_start(text, doubts)
     prompt, answer = text[:begin].rstrip().rstrip('"“‘('), text[begin:].strip(_OUTER + " ")
-    if not prompt or not answer:
+    if not any(map(str.isalnum, prompt)) or not answer:
         raise EditError(
             what="no answer can be told apart from the rest", where=sentence, fix="give it in a column `target`"
         )

@@ -2,10 +2,11 @@
 
 from everedit.evaluation.evaluate import Baseline, EditScores, Evaluator
 from everedit.evaluation.judge import EndpointJudge, Judge, JudgeConfig
-from everedit.evaluation.protocols import GENERAL, PROTOCOLS
+from everedit.evaluation.protocols import FOR_ANY_DATA, GENERAL, PROTOCOLS
 from everedit.evaluation.references import References
 
 __all__ = [
+    "FOR_ANY_DATA",
     "GENERAL",
     "PROTOCOLS",
     "Baseline",

@@ -124,10 +124,11 @@ def _beginning_alike(prompts: Sequence[Prompt]) -> Iterator[list[Prompt]]:
     start = 0
     while start < len(ranked):
         # In order of their ids, prompts that begin alike stand together.
-        stop, shared = start + 1, len(ranked[start].ids) - 1
+        first = ranked[start].ids
+        stop, shared, longest = start + 1, len(first) - 1, len(first)
         while stop < len(ranked):
-            common = min(shared, _common(ranked[start].ids, ranked[stop].ids), len(ranked[stop].ids) - 1)
-            longest = max(len(prompt.ids) for prompt in ranked[start : stop + 1])
+            ids = ranked[stop].ids
+            common, longest = min(shared, _common(first, ids), len(ids) - 1), max(longest, len(ids))
             if common < max(_LEAST_SHARED, _LEAST_SHARE * longest):
                 break
             stop, shared = stop + 1, common

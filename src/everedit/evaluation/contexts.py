@@ -5,17 +5,19 @@ from __future__ import annotations
 from everedit.errors import NotApplicable
 from everedit.models import LanguageModel
 
-__all__ = ["asked_in", "require_context"]
+__all__ = ["CHAT", "CONTEXTS", "INSTRUCTION", "QUESTION", "asked_in", "require_context"]
 
-_INSTRUCTION = "Answer the question briefly.\nQ: {}\nA:"
+CONTEXTS = QUESTION, INSTRUCTION, CHAT = "question", "instruction", "chat"
+
+_INSTRUCTION_FORM = "Answer the question briefly.\nQ: {}\nA:"
 
 
 def asked_in(lm: LanguageModel, context: str, prompt: str) -> str:
     """Return the text that puts ``prompt`` to the model in a context: ``question``, ``instruction`` or ``chat``."""
-    if context == "question":
+    if context == QUESTION:
         return prompt
-    if context == "instruction":
-        return _INSTRUCTION.format(prompt)
+    if context == INSTRUCTION:
+        return _INSTRUCTION_FORM.format(prompt)
     text = lm.tokenizer.apply_chat_template(
         [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
     )
@@ -27,7 +29,7 @@ def asked_in(lm: LanguageModel, context: str, prompt: str) -> str:
 
 def require_context(lm: LanguageModel, context: str, protocol: str) -> None:
     """Raise :class:`NotApplicable` if a protocol asks in the chat form and the model has none."""
-    if context == "chat" and not lm.tokenizer.chat_template:
+    if context == CHAT and not lm.tokenizer.chat_template:
         raise NotApplicable(
             what="the model has no chat form to ask in",
             where=f"{lm.name}, protocol {protocol}",

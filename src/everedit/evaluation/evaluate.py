@@ -9,7 +9,7 @@ from typing import Any
 from everedit.edit import Edit
 from everedit.errors import CacheError, EditError, near_names
 from everedit.evaluation.asked import Pair
-from everedit.evaluation.contexts import asked_in, require_context
+from everedit.evaluation.contexts import CONTEXTS, asked_in, require_context
 from everedit.evaluation.judge import Judge
 from everedit.evaluation.protocols import GENERAL, PROTOCOLS, Answers, Asks, Protocol, Scores
 from everedit.evaluation.protocols._base import pairs_of
@@ -219,10 +219,12 @@ def _samples(edit: Edit, now: Answers, base: Answers) -> Iterator[Sample]:
         prompt, target = pair
         if pair in now.texts:
             yield _sample(kind, prompt, target, base.texts[pair], now.texts[pair])
-        for context in ("question", "instruction", "chat"):
-            if (context, prompt) in now.open:
-                said = base.open[context, prompt], now.open[context, prompt]
-                yield {**_sample(kind, prompt, target, *said), "context": context}
+        # In an instruction or in chat, an edit's prompt may be asked as a question.
+        wordings = (prompt, edit.question) if kind == "rewrite" and edit.question else (prompt,)
+        for framed in ((context, wording) for context in CONTEXTS for wording in wordings):
+            if framed in now.open:
+                said = base.open[framed], now.open[framed]
+                yield {**_sample(kind, framed[1], target, *said), "context": framed[0]}
     for prompt in edit.generation:
         if prompt in now.samples:
             yield _sample("generation", prompt, "", base.samples[prompt], now.samples[prompt])

@@ -18,7 +18,7 @@ from everedit.errors import TokenError
 from everedit.evaluation.asked import Asked, Ids, Pair, Prompt, Ran, batches, ran
 from everedit.models import LanguageModel
 
-__all__ = ["Reading", "answers", "generate", "read", "read_ids", "require_room"]
+__all__ = ["Reading", "answers", "generate", "line_breaks", "read", "read_ids", "require_room"]
 
 _TOKENS_A_BATCH = 2048
 _LOGITS_A_CHUNK = 1 << 23
@@ -173,6 +173,13 @@ def require_room(lm: LanguageModel, prompt: str, target: str) -> None:
         )
 
 
+def line_breaks(lm: LanguageModel) -> list[int]:
+    """Return the ids of the tokens that hold a line break."""
+    # Byte-level vocabularies write the line break as "Ċ", SentencePiece's byte fallback as <0x0A>.
+    vocabulary = lm.tokenizer.get_vocab().items()
+    return [index for token, index in vocabulary if "\n" in token or "Ċ" in token or token == "<0x0A>"]
+
+
 def _room(lm: LanguageModel, prompt: str, target: str) -> int:
     if not target:
         return _MOST_NEW_TOKENS
@@ -183,9 +190,8 @@ class _Stops:
     """Masks over the vocabulary of the tokens that end a text: the end token, line breaks, and mostly full stops."""
 
     def __init__(self, lm: LanguageModel) -> None:
-        # Byte-level vocabularies write the line break as "Ċ", SentencePiece's byte fallback as <0x0A>.
         vocabulary = lm.tokenizer.get_vocab().items()
-        breaks = [index for token, index in vocabulary if "\n" in token or "Ċ" in token or token == "<0x0A>"]
+        breaks = line_breaks(lm)
         stops = [index for token, index in vocabulary if token.endswith(".")]
         end = lm.tokenizer.eos_token_id
         width = max(int(lm.model.config.vocab_size), 1 + max(index for _, index in vocabulary))

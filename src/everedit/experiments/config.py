@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from everedit.errors import EditError
 from everedit.evaluation import GENERAL, JudgeConfig
+from everedit.evaluation.ability import AbilityConfig
 
 __all__ = ["RunConfig", "StatsConfig", "apply_settings", "problems_of", "put", "read_yaml"]
 
@@ -49,6 +50,7 @@ class RunConfig(BaseModel):
     protocols: tuple[str, ...] = GENERAL
     judge: JudgeConfig | None = Field(None, description="who judges free answers under wild/judged@1")
     references: Path | None = Field(None, description="reference texts for the consistency of rome/generation@1")
+    ability: AbilityConfig | None = Field(None, description="tasks measured before the first edit and at checkpoints")
     known: Literal["quarantine", "keep"] = Field("quarantine", description="edits whose target the model says already")
     contradictions: Literal["quarantine", "keep"] = "quarantine"
 

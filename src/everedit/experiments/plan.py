@@ -11,7 +11,7 @@ import torch
 
 from everedit.data import data_set, load_edits
 from everedit.editor import Editor
-from everedit.evaluation import GENERAL, Evaluator
+from everedit.evaluation import FOR_ANY_DATA, Evaluator
 from everedit.experiments.config import RunConfig
 from everedit.experiments.run import make_evaluator
 from everedit.models import LanguageModel
@@ -53,7 +53,7 @@ def make_plan(config: RunConfig, editor: Editor) -> Plan:
     """Return the plan of a run without running it; one short forward pass is timed."""
     lm, method = editor.lm, editor.method
     loaded = load_edits(config.data, config.data_path, keep_contradictions=config.contradictions == "keep")
-    data_set(loaded.name).require_protocols(loaded.name, config.protocols, GENERAL)
+    data_set(loaded.name).require_protocols(loaded.name, config.protocols, FOR_ANY_DATA)
     edits = loaded.edits[: config.edits]
     rate = _tokens_a_second(lm)
     layers = list(method.layers())

@@ -16,7 +16,7 @@ from everedit.engine.state import State
 from everedit.engine.weights import Snapshot
 from everedit.errors import EditError, EvereditError, NumericalError, TokenError
 from everedit.evaluation import (
-    GENERAL,
+    FOR_ANY_DATA,
     PROTOCOLS,
     Baseline,
     EditScores,
@@ -24,6 +24,7 @@ from everedit.evaluation import (
     Evaluator,
     References,
 )
+from everedit.evaluation.ability import Ability
 from everedit.evaluation.evaluate import average
 from everedit.evaluation.metrics import mean
 from everedit.experiments.config import RunConfig
@@ -43,7 +44,7 @@ def start(config: RunConfig, out: Path, *, reporter: Reporter | None = None, com
     Raises :class:`EvereditError` before anything is computed if the config, the data or the folder will not do.
     """
     loaded = load_edits(config.data, config.data_path, keep_contradictions=config.contradictions == "keep")
-    data_set(loaded.name).require_protocols(loaded.name, config.protocols, GENERAL)
+    data_set(loaded.name).require_protocols(loaded.name, config.protocols, FOR_ANY_DATA)
     if not loaded.edits:
         raise EditError(
             what="the file holds no edit that can be used", where=str(loaded.path), fix="see everedit data validate"
@@ -109,6 +110,7 @@ class _Run:
         self.editor = make_editor(self.lm, self.config)
         self.editor.require_batches(self.config.batch)
         self.evaluator = make_evaluator(self.lm, self.config)
+        self.ability = Ability(self.config.ability, self.config.seed) if self.config.ability else None
         self.editor.bench.moments.progress = lambda done, _: self.reporter.step(done)
 
     def choose(self, loaded: Loaded) -> None:
@@ -166,6 +168,7 @@ class _Run:
         self.baseline = Baseline.from_json(self.folder.read_json("base.json"))
 
     def go(self) -> dict[str, Any]:
+        self._measure_unedited()
         self.reporter.stage("second moments and contexts", self.config.stats.tokens)
         self.editor.prepare()
         # Spent once, before the first edit: none of it is an edit's.
@@ -254,9 +257,19 @@ class _Run:
                 "unedited": average(self.evaluator.score_baseline(edits, self.baseline)),
                 "norm_ratio": self.editor.norm_ratios(),
                 "singular_value_ratio": self.editor.singular_value_ratios(),
+                **({"ability": self._abilities()} if self.ability else {}),
                 "peak_memory_mb": peak_memory_mb(),
             }
         )
+
+    def _measure_unedited(self) -> None:
+        """Measure the general ability of the unedited model, unless that was done before an interruption."""
+        if self.ability is not None and not (self.folder.path / "ability.json").exists():
+            self.reporter.stage("the unedited model's general ability")
+            self.folder.write_json("ability.json", self._abilities())
+
+    def _abilities(self) -> dict[str, Any]:
+        return {item.task: item.as_dict() for item in self.ability.measure(self.lm)} if self.ability else {}
 
     def _record(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
@@ -284,6 +297,9 @@ class _Run:
         scores = [item.scores for item in final]
         summary = summarise(self.rows, scores, before, len(self.rejected), peak_memory_mb())
         summary["seconds_before"] = spent_before
+        if self.ability is not None:
+            marks = {str(row["n"]): row["ability"] for row in self.rows if row["kind"] == "checkpoint"}
+            summary["ability"] = {"unedited": self.folder.read_json("ability.json"), "checkpoints": marks}
         # What methods and policies count as they go: layers chosen, edits not written.
         state = self.editor.state()
         summary["counts"] = {**state.method.values, **state.policy.values}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ def _page(folder: Path, manifest: Record) -> dict[str, Any]:
         "failures": [cell for cell in cells if cell["status"] == "failed"],
         "tables": [_table(table) for table in tables(results)],
         "figures": [_figure(drawn, number) for number, drawn in enumerate(figures(results))],
+        "reproduction": _reproduction(folder),
         "axes": _varied(cells),
         "cells": cells,
         "command": readable(manifest.get("command")),
@@ -63,6 +65,18 @@ def _page(folder: Path, manifest: Record) -> dict[str, Any]:
             ("threads a cell", str(manifest.get("threads", "–"))),
         ],
     }
+
+
+def _reproduction(folder: Path) -> dict[str, Any] | None:
+    """Return what a recipe expected of the sweep and what was found, if it was made by one."""
+    kept = load_object(folder / "reproduction.json")
+    if kept is None:
+        return None
+    lines = [{key: readable(value) for key, value in mapping(line).items()} for line in kept.get("lines", [])]
+    texts = [kept.get("paper"), kept.get("about"), *kept.get("notes", [])]
+    counts = Counter(str(line.get("verdict")) for line in lines)
+    said = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+    return {"lines": lines, "texts": [readable(text) for text in texts], "said": said}
 
 
 def _cell(folder: Path, manifest: Record, cell: Record) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from collections import defaultdict
 from collections.abc import Callable
 
 from everedit.edit import Edit, Probe
+from everedit.evaluation.contexts import QUESTION
 from everedit.evaluation.metrics import any_match, mean, token_accuracy
 from everedit.evaluation.protocols._base import Answers, Asks, Protocol, Scores
-from everedit.evaluation.protocols.wild import QUESTION
 
 __all__ = ["PROTOCOLS"]
 

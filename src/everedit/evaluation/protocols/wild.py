@@ -3,7 +3,7 @@
 Yang et al., "The Mirage of Model Editing", ACL 2025. Greedy text of at most 50 tokens that ends at a full stop, a line
 break or the end token, behind the question alone, behind an instruction with question and answer marks, or in the
 model's chat form. It is right if it is an answer after SQuAD's normalisation, or if a judge says so. Locality asks for
-the unedited model's text, token by token.
+the unedited model's text, token by token, on up to five probes.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from everedit.edit import Edit
+from everedit.evaluation.contexts import CONTEXTS, QUESTION
 from everedit.evaluation.metrics import any_match, mean
 from everedit.evaluation.protocols._base import Answers, Asks, Protocol, Scores
 
-__all__ = ["PROTOCOLS", "QUESTION"]
+__all__ = ["PROTOCOLS"]
 
-QUESTION, INSTRUCTION, CHAT = "question", "instruction", "chat"
+_LOCALITY = 5
+"""Locality probes that are asked of a record at most: what QAEdit has. Full CounterFact has dozens."""
+
 Right = Callable[[Answers, str, tuple[str, ...]], float]
 
 
@@ -27,7 +30,7 @@ def _prompt(edit: Edit, context: str) -> str:
 
 def _asked(edit: Edit, context: str) -> list[tuple[str, tuple[str, ...]]]:
     prompts = (_prompt(edit, context), *edit.rephrase)
-    probes = [(probe.prompt, probe.answers) for probe in (*edit.portability, *edit.locality)]
+    probes = [(probe.prompt, probe.answers) for probe in (*edit.portability, *edit.locality[:_LOCALITY])]
     return [*((prompt, edit.targets) for prompt in prompts), *probes]
 
 
@@ -36,7 +39,8 @@ def _score(edit: Edit, now: Answers, base: Answers, context: str, right: Right) 
         "reliability": right(now, _prompt(edit, context), edit.targets),
         "generalization": mean(right(now, prompt, edit.targets) for prompt in edit.rephrase),
         "locality": mean(
-            float(now.open[context, probe.prompt] == base.open[context, probe.prompt]) for probe in edit.locality
+            float(now.open[context, probe.prompt] == base.open[context, probe.prompt])
+            for probe in edit.locality[:_LOCALITY]
         ),
         "portability": mean(right(now, probe.prompt, probe.answers) for probe in edit.portability),
     }
@@ -62,7 +66,7 @@ def _verdict(now: Answers, prompt: str, answers: tuple[str, ...]) -> float:
 
 
 PROTOCOLS = (
-    *map(_exact, (QUESTION, INSTRUCTION, CHAT)),
+    *map(_exact, CONTEXTS),
     Protocol(
         "wild/judged@1",
         "free text of up to 50 tokens behind the question alone is right in the eyes of a judge; locality: it is the "

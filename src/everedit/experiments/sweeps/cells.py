@@ -16,7 +16,7 @@ from everedit.cache import digest
 from everedit.data import data_set, load_edits
 from everedit.engine.settings import validated
 from everedit.errors import EditError, EvereditError, NotApplicable
-from everedit.evaluation import GENERAL
+from everedit.evaluation import FOR_ANY_DATA
 from everedit.experiments.config import RunConfig, apply_settings, problems_of, put
 from everedit.experiments.sweeps.config import AXES, Choice, SweepConfig, check_keys
 from everedit.fitting import require_batches, require_fitting
@@ -118,7 +118,7 @@ def _cell(
             fix=f"known keys: {', '.join(RunConfig.model_fields)}",
         ) from error
     with _naming(f"{where}, {_to_blame(sources, {'protocols'})}"):
-        data_set(form).require_protocols(form, config.protocols, GENERAL)
+        data_set(form).require_protocols(form, config.protocols, FOR_ANY_DATA)
     skipped = next((rule.skip for _, rule in rules if rule.skip), "") or _misfit(config, sources, where)
     about: dict[str, Any] = {"config": config.model_dump(mode="json"), "kind": sweep.kind}
     if sweep.kind == "rollback":
