@@ -3,6 +3,10 @@
 After any number of steps S is the ridge regression of effects E_j on keys K_j: S P = sum_j E_j K_j^T, with
 P = P_0 + sum_j K_j K_j^T. Without step i it is S + (S K_i - E_i) (P'^-1 K_i)^T with P' = P - K_i K_i^T: a change as
 small as the step was, whenever in the stream that step came.
+
+S K_i is nearly E_i, since the edit holds, and P'^-1 K_i is large, since nothing else may hold it there. So the S in
+S K_i is not the one that the model has, whose weights were rounded to float32 at each step, but the sum over all steps,
+sum_j E_j (K_j^T P^-1 K_i), in float64.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from everedit.patch import LowRank, Patch
+from everedit.patch import LowRank
 
 __all__ = ["Forgotten"]
 
@@ -21,19 +25,18 @@ __all__ = ["Forgotten"]
 class Forgotten:
     """A step of a stream that shall not have been made.
 
-    ``patch`` is the change that it made, with its effects as left factors, and ``keys`` are those (d_in, n) that a
-    matrix of the state grew by, under that matrix's name. ``before(name, keys)`` gives what the stream's shift of a
-    weight before the step made of keys, (d_out, n), and ``shift(name)`` is the shift now, (d_out, d_in), float64.
+    ``keys`` (d_in, n) are those that it added to the matrices of the state, by their names. ``missed`` takes by the
+    name of a weight that of its matrix and P^-1 K_i (d_in, n), and gives by the same names S K_i - E_i (d_out, n),
+    float64.
     """
 
-    patch: Patch
     keys: Mapping[str, Tensor]
-    before: Callable[[str, Tensor], Tensor]
-    shift: Callable[[str], Tensor]
+    missed: Callable[[Mapping[str, tuple[str, Tensor]]], Mapping[str, Tensor]]
 
-    def change(self, name: str, keys: Tensor, gain: Tensor) -> LowRank:
-        """Return the change of a weight that takes the step out; ``gain`` is P'^-1 K (d_in, n), for the step's K."""
-        delta = self.patch.deltas[name]
-        assert isinstance(delta, LowRank)
-        effect = delta.left.double().to(keys.device) + self.before(name, keys)
-        return LowRank((self.shift(name) @ keys - effect).contiguous(), gain.contiguous())
+    def changes(self, gains: Mapping[str, tuple[str, Tensor, Tensor]]) -> dict[str, LowRank]:
+        """Return the changes of weights that take the step out.
+
+        ``gains`` are by weight its matrix's name, P^-1 K_i with the step still in P, and P'^-1 K_i without it.
+        """
+        missed = self.missed({name: (matrix, now) for name, (matrix, now, _) in gains.items()})
+        return {name: LowRank(missed[name].contiguous(), gain.contiguous()) for name, (_, _, gain) in gains.items()}

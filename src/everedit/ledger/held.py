@@ -85,9 +85,10 @@ class HeldEdits:
 
     def sample(self, count: int, seed: str) -> list[HeldEdit]:
         """Return up to ``count`` held edits, drawn with a seed."""
+        few = list(self._where("", order=f"LIMIT {count + 1}"))
+        if len(few) <= count:
+            return few
         [(last,)] = self.connection.execute(f"SELECT MAX(e.row) {_HELD}").fetchall()
-        if last is None:
-            return []
         draw, found = random.Random(seed), dict[int, HeldEdit]()
         for _ in range(2 * count):
             for held in self._where("AND e.row >= ?", draw.randint(1, last), order="ORDER BY e.row LIMIT 1"):

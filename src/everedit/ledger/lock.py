@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,8 +68,10 @@ class WriterLock:
                         fix="wait until it is done, for example with --wait 60",
                     ) from None
                 time.sleep(_PAUSE)
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"process {os.getpid()}\n".encode(), 0)
+        # Who holds it is for others to read; the lock holds without it, too.
+        with suppress(OSError):
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"process {os.getpid()}\n".encode(), 0)
 
 
 def _system_lock() -> Callable[[int], None]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from everedit.cache import digest
 from everedit.conflicts import ConflictsConfig
@@ -40,6 +40,7 @@ class LivingConfig(BaseModel):
     policy_settings: dict[str, Any] = {}
     stats: StatsConfig = Field(default_factory=lambda: StatsConfig.model_validate({}))
     gates: GatesConfig = Field(default_factory=lambda: GatesConfig.model_validate({}))
+    _written: dict[str, Any] | None = PrivateAttr(None)
     conflicts: ConflictsConfig = Field(default_factory=lambda: ConflictsConfig.model_validate({}))
 
     @classmethod
@@ -57,9 +58,11 @@ class LivingConfig(BaseModel):
         if not isinstance(values, dict):
             raise LedgerError(what="is no mapping of settings", where=str(file), fix="restore it from a copy")
         try:
-            return validated(cls, values, str(file))
+            config = validated(cls, values, str(file))
         except EditError as error:
             raise LedgerError(what=error.what, where=error.where, fix=error.fix) from error
+        config._written = values
+        return config
 
     def text(self) -> str:
         """Return the config as YAML."""
@@ -69,7 +72,9 @@ class LivingConfig(BaseModel):
     @property
     def identity(self) -> str:
         """A digest of all that may not change."""
-        return digest(self.model_dump(mode="json", exclude=_MAY_CHANGE), 32)
+        # As written: a key that a later version adds does not make another model of it.
+        written = self.model_dump(mode="json") if self._written is None else self._written
+        return digest({key: value for key, value in written.items() if key not in _MAY_CHANGE}, 32)
 
     def editor(self, lm: LanguageModel) -> Editor:
         """Return the editor that the config describes."""

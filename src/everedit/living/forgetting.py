@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -12,11 +13,11 @@ from everedit.editor import PREFETCH
 from everedit.engine.downdate import Forgotten
 from everedit.errors import LedgerError, NotApplicable, NumericalError
 from everedit.ledger.reading import BASE
-from everedit.ledger.records import CommitRecord, HeldEdit
+from everedit.ledger.records import CommitRecord, Draft, HeldEdit
 from everedit.ledger.steps import keys_of, patch_of
 from everedit.living.times import person
 from everedit.living.writing import Writer
-from everedit.outcome import Commit
+from everedit.outcome import Commit, StreamState
 from everedit.patch import LowRank, Patch
 
 if TYPE_CHECKING:
@@ -64,16 +65,15 @@ def stage_forgetting(writer: Writer, items: Sequence[HeldEdit], how: How, by: st
     rows = {item.row for item in items}
     about: dict[str, Any] = {"by": person(by), "why": why, "forgot": [item.edit.id for item in items]}
     last = len(commits) == 1 and commits[0].id == living.head
-    if how != "replay" and not writer.drafts and (how == "downdate" or not last) and _whole(living, commits, rows):
-        before = living.editor.state()
+    # Of edits that were solved together one alone is no step that could be taken out.
+    whole = all({item.row for item in commit.edits} <= rows for commit in commits)
+    if whole and (how == "downdate" or (how == "auto" and not last)):
         try:
-            if all(_downdate(writer, commit, about) for commit in commits):
+            if _downdate(writer, sorted(commits, key=lambda commit: commit.number), about):
                 return
         except NumericalError:
             if how == "downdate":
                 raise
-        living.show(before, living.head)
-        writer.drafts.clear()
     if how == "downdate":
         raise NotApplicable(
             what=f"{living.editor.method.name} under {living.editor.policy.name} cannot take this edit out by algebra",
@@ -83,53 +83,59 @@ def stage_forgetting(writer: Writer, items: Sequence[HeldEdit], how: How, by: st
     _replay(writer, items, about)
 
 
-def _whole(living: LivingModel, commits: Sequence[CommitRecord], rows: set[int]) -> bool:
-    """Whether every commit loses all of its edits: of some that were solved together one alone has no step."""
-    return all({item.row for item in commit.edits} <= rows for commit in commits)
-
-
-def _downdate(writer: Writer, commit: CommitRecord, about: dict[str, Any]) -> bool:
-    """Take one commit out by algebra; False if there is none for it."""
+def _downdate(writer: Writer, commits: Sequence[CommitRecord], about: dict[str, Any]) -> bool:
+    """Take commits out by algebra, together; False, and nothing is changed, if there is none for it."""
     living = writer.living
-    tensors, info = living.blobs.get(commit.draft.blob)
-    patch = patch_of(tensors, info)
-    keys = keys_of(tensors)
-    # A second pass of the same commit knew the first, so that the two are no single step of the problem.
-    if (
-        not keys
-        or "passes" in commit.draft.info
-        or not all(isinstance(delta, LowRank) for delta in patch.deltas.values())
-    ):
+    found = [keys_of(living.blobs.get(commit.draft.blob)[0]) for commit in commits]
+    keys = {matrix: torch.cat([each[matrix] for each in found], 1) for matrix in found[0]}
+    line = list(living.ledger.line(living.head))
+    # A smaller step, a second pass that knew the first, and a change from elsewhere are no steps of the problem.
+    odd = any(draft.kind == "import" or {"scale", "passes"} & draft.info.keys() for _, draft in line)
+    if not keys or odd or writer.drafts:
         return False
-    forgotten = Forgotten(patch, keys, _Effects(living, commit.parent).of, living.editor.shift)
     start = living.editor.state()
-    change = living.editor.forget(forgotten)
+    change = living.editor.forget(Forgotten(keys, _Line(living, line, {commit.id for commit in commits}).missed))
     if change is None:
         return False
     done = Commit((), change, change.norm(), None, {})
-    rows = tuple(item.row for item in commit.edits)
+    rows = tuple(item.row for commit in commits for item in commit.edits)
     writer.stage_change("forget", start, done, info={**about, "how": "downdate"}, forgets=rows)
     return True
 
 
-class _Effects:
-    """What the stream's changes up to a commit make of keys, from their factors."""
+@dataclass(frozen=True)
+class _Line:
+    """The steps of a stream, taken once more to learn the effect that each was to have."""
 
-    def __init__(self, living: LivingModel, head: str) -> None:
-        self.living, self.head = living, head
+    living: LivingModel
+    line: Sequence[tuple[str, Draft]]
+    commits: set[str]
 
-    def of(self, name: str, keys: Tensor) -> Tensor:
-        """Return the sum of all changes of a weight up to the commit, times ``keys`` (d_in, n), float64."""
-        total = torch.zeros(len(self.living.editor.base_weight(name)), keys.shape[1], dtype=torch.float64)
-        total = total.to(keys.device)
-        for change in self._changes():
-            if name in change.deltas:
-                total += change.deltas[name].to(keys.device, torch.float64).apply(keys)
-        return total
+    def missed(self, gains: Mapping[str, tuple[str, Tensor]]) -> dict[str, Tensor]:
+        """Return S K - E (d_out, n) of the commits by weight; see :class:`Forgotten`."""
+        living = self.living
+        gone = {row for _, draft in self.line for row in draft.forgets}
+        sums: dict[str, Tensor] = {}
+        own: dict[str, list[Tensor]] = {name: [] for name in gains}
+        state = living.replay.base()
+        for commit, draft in self.line:
+            tensors, info = living.blobs.get(draft.blob)
+            if draft.kind == "edit" and not gone & {item.row for item in living.ledger.commit(commit).edits}:
+                patch, keys = patch_of(tensors, info), keys_of(tensors)
+                for name, (matrix, gain) in gains.items():
+                    effect = self._effect(state, patch, name, keys[matrix].to(gain))
+                    sums[name] = sums.get(name, 0) + effect @ (keys[matrix].to(gain).T @ gain)
+                    if commit in self.commits:
+                        own[name].append(effect)
+            state = living.replay.step(state, draft)
+        return {name: total - torch.cat(own[name], 1) for name, total in sums.items()}
 
-    def _changes(self) -> Iterator[Patch]:
-        for _, draft in self.living.ledger.line(self.head):
-            yield patch_of(*self.living.blobs.get(draft.blob))
+    def _effect(self, state: StreamState, patch: Patch, name: str, keys: Tensor) -> Tensor:
+        """Return what the stream's shift of a weight was to make of a step's keys (d_in, n)."""
+        delta, base = patch.deltas[name], self.living.editor.base_weight(name)
+        assert isinstance(delta, LowRank)
+        before = state.weights.masters.get(name, base).double() - base.double()
+        return delta.left.to(keys) + before.to(keys) @ keys
 
 
 def _replay(writer: Writer, items: Sequence[HeldEdit], about: dict[str, Any]) -> None:

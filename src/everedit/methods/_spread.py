@@ -23,7 +23,7 @@ from everedit.engine.state import Growing, State
 from everedit.engine.target import Target, TargetConfig, optimise_targets
 from everedit.methods._base import GPT_LIKE, SMOLLM2_135M, Method, MethodConfig
 from everedit.models.layout import Layout
-from everedit.patch import Delta, LowRank, Patch
+from everedit.patch import LowRank, Patch
 
 __all__ = ["RidgeConfig", "RidgeMethod", "SpreadConfig", "SpreadMethod", "later_target", "taken_out"]
 
@@ -179,14 +179,15 @@ def taken_out(bench: Workbench, layers: Sequence[int], forgotten: Forgotten, sta
     The state holds each problem's inverse; the keys and values of all other steps stay as they were found.
     """
     tensors = Growing(state.tensors)
-    deltas: dict[str, Delta] = {}
+    gains: dict[str, tuple[str, Tensor, Tensor]] = {}
     for layer in layers:
-        matrix, name = f"inverse|{layer}", bench.lm.layout.mlp_out_weight(layer)
+        matrix = f"inverse|{layer}"
         keys = forgotten.keys[matrix].double()
-        gain, root = recursive_step(tensors[matrix].to(keys.device), keys, sign=-1)
+        inverse = tensors[matrix].to(keys.device)
+        gain, root = recursive_step(inverse, keys, sign=-1)
+        gains[bench.lm.layout.mlp_out_weight(layer)] = matrix, inverse @ keys, gain
         tensors.grow(matrix, root)
-        deltas[name] = forgotten.change(name, keys, gain)
-    return Patch(deltas), State(dict(tensors), state.values, tensors.grown)
+    return Patch(forgotten.changes(gains)), State(dict(tensors), state.values, tensors.grown)
 
 
 def _mean_key(keys: Tensor) -> Tensor:

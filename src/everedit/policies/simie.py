@@ -67,16 +67,17 @@ class Simie(Policy):
         if self.config.start != "base":
             return None
         tensors = Growing(state.tensors)
-        deltas: dict[str, Delta] = {}
-        for name in forgotten.patch.deltas:
-            keys = forgotten.keys[f"P|{name}"]
-            gain = Factor.of(tensors.grow(f"P|{name}", keys, sign=-1)).solve(keys)
-            deltas[name] = forgotten.change(name, keys.double(), gain)
+        gains: dict[str, tuple[str, Tensor, Tensor]] = {}
+        for matrix, keys in forgotten.keys.items():
+            if not matrix.startswith("P|"):
+                continue
+            name, now = matrix.removeprefix("P|"), Factor.of(tensors[matrix].to(keys.device)).solve(keys)
+            gains[name] = matrix, now, Factor.of(tensors.grow(matrix, keys, sign=-1)).solve(keys)
             if f"inverse|{name}" in tensors:
                 _, root = recursive_step(tensors[f"inverse|{name}"].to(keys.device), keys, sign=-1)
                 tensors.grow(f"inverse|{name}", root)
         values = {**state.values, "edits": int(state.values["edits"]) - 1}
-        return Patch(deltas), State(dict(tensors), values, tensors.grown)
+        return Patch(forgotten.changes(gains)), State(dict(tensors), values, tensors.grown)
 
     def _gain(self, name: str, keys: Tensor, tensors: Growing, refresh: bool) -> Tensor:
         """Add the keys to P and return P^-1 K (D, n)."""
