@@ -11,10 +11,10 @@ WORKERS ?= 2
 DATA ?= ../shared/data
 ARGS ?=
 
-.PHONY: help demo test lint format bench results searches clean
+.PHONY: help demo test lint format bench results results-small searches clean
 
 help:  ## Show what can be made
-	@grep -E '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 $(VENV)/.core: pyproject.toml constraints.txt
 	@echo "setting up $(VENV): a few minutes, once"
@@ -50,6 +50,9 @@ bench: $(VENV)/.dev  ## Measure speed and memory against the plain versions; pri
 
 results: $(VENV)/.dev  ## Remake the tables of docs/results from real data in DATA (hours)
 	$(BIN)/python -m benchmarks.results --data $(DATA) --out docs/results $(ARGS)
+
+results-small: $(VENV)/.dev  ## Remake docs/results/small.md from built-in facts alone (half an hour)
+	$(BIN)/python -m benchmarks.results_small
 
 searches: $(VENV)/.dev  ## Repeat the searches behind docs/results/settings.md on real data in DATA (hours)
 	$(BIN)/python -m benchmarks.searches --data $(DATA) $(ARGS)

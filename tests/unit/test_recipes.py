@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from everedit.cli.main import app
 from everedit.errors import EditError, UnknownName
 from everedit.evaluation import PROTOCOLS
+from everedit.evaluation.ability import TASKS
 from everedit.experiments.recipes import Recipe, conclude, recipe, recipe_names
 from everedit.experiments.recipes.claims import Claim, Form, Line, Published, Spot, judged
 from everedit.experiments.sweeps import Cell, cells_of
@@ -115,6 +116,9 @@ def test_every_claim_is_about_a_number_that_the_sweep_makes(name: str, form: For
             assert not isinstance(spot.at, int) or spot.at in cell.config.checkpoints, spot
         if spot.protocol == ROLLBACK or (not spot.protocol and name == "wilke"):
             assert spot.metric in ROLLBACK_METRICS
+        elif spot.protocol in TASKS:
+            assert all(cell.config.ability and spot.protocol in cell.config.ability.tasks for cell in meant), spot
+            assert spot.metric in (*TASKS[spot.protocol].columns, *TASKS[spot.protocol].derived), spot
         elif spot.metric not in GROWTH:
             protocols = [spot.protocol] if spot.protocol else meant[0].config.protocols
             assert set(protocols) <= set(meant[0].config.protocols), spot

@@ -35,7 +35,8 @@ class Cost:
 class Result:
     """The numbers of one run. ``axes`` are model, data, method, policy and seed as they are called in tables.
 
-    ``single`` tells that every edit was taken back before the next; ``finished`` that the run came to its end.
+    ``single`` tells that every edit was taken back before the next; ``finished`` that the run came to its end. Tasks of
+    general ability are protocols whose scores are not of edits.
     """
 
     folder: Path
@@ -45,6 +46,7 @@ class Result:
     finished: bool
     cost: Cost
     growth: dict[str, list[tuple[int, float]]]
+    unedited_ability: Record = field(default_factory=dict, repr=False)
     _files: RunFiles | None = field(default=None, repr=False)
     _rollback: Record = field(default_factory=dict, repr=False)
 
@@ -56,12 +58,17 @@ class Result:
 
     @cached_property
     def protocols(self) -> list[str]:
-        """The names of the protocols with scores."""
+        """The names of the protocols with scores, those of general ability last."""
         if self._rollback:
             return [ROLLBACK]
         blocks = [mapping(row.get("retained")) for row in self._checkpoints]
         blocks += [mapping(row.get("immediate")) for row in self._edits[:1]]
-        return list(dict.fromkeys(name for block in blocks for name in block))
+        return list(dict.fromkeys([*(name for block in blocks for name in block), *self.abilities]))
+
+    @cached_property
+    def abilities(self) -> list[str]:
+        """The names of the tasks of general ability that were measured at checkpoints."""
+        return list(dict.fromkeys(name for row in self._checkpoints for name in mapping(row.get("ability"))))
 
     @property
     def marks(self) -> list[int]:
@@ -74,6 +81,8 @@ class Result:
         """Return the metrics of a protocol, those made of the others last."""
         if self._rollback:
             return list(_ROLLBACK_METRICS)
+        if protocol in self.abilities:
+            return list(dict.fromkeys(name for mark in self.marks for name in self._ability(protocol, mark, "figures")))
         blocks = [mapping(mapping(row.get("retained")).get(protocol)) for row in self._checkpoints]
         blocks += [mapping(mapping(row.get("immediate")).get(protocol)) for row in self._edits[:1]]
         return list(dict.fromkeys(name for block in blocks for name in block))
@@ -86,6 +95,8 @@ class Result:
         """
         if self._rollback:
             return _numbers(self._rollback["checkpoints"].get(str(mark))) if when == "retained" else {}
+        if protocol in self.abilities:
+            return _numbers(self._ability(protocol, mark, "figures"))
         if when in ("retained", "uncontradicted"):
             return _numbers(mapping(self._checkpoint(mark).get(when)).get(protocol))
         # A summary has figures that are no means over edits, too.
@@ -97,6 +108,8 @@ class Result:
 
     def unedited(self, protocol: str, mark: int) -> Scores:
         """Return the unedited model's figures on the first ``mark`` edits, by metric."""
+        if protocol in self.abilities:
+            return _numbers(mapping(mapping(self.unedited_ability.get(protocol)).get("figures")))
         kept = mapping(mapping(self._checkpoint(mark).get("unedited")).get(protocol))
         if kept:
             return _numbers(kept)
@@ -106,12 +119,17 @@ class Result:
     def interval(self, protocol: str, metric: str, mark: int) -> tuple[float, float] | None:
         """Return the bootstrap interval of a retained figure as the run wrote it down."""
         kept = mapping(mapping(self._checkpoint(mark).get("intervals")).get(protocol)).get(metric)
+        if protocol in self.abilities:
+            kept = self._ability(protocol, mark, "intervals").get(metric)
         ends = [number(value) for value in kept] if isinstance(kept, list) else []
         return (ends[0], ends[1]) if len(ends) == 2 and ends[0] is not None and ends[1] is not None else None
 
     def contradicted(self, mark: int) -> int:
         """Return how many of the first ``mark`` edits a later one contradicts."""
         return int(number(self._checkpoint(mark).get("contradicted")) or 0)
+
+    def _ability(self, task: str, mark: int, part: str) -> Record:
+        return mapping(mapping(mapping(self._checkpoint(mark).get("ability")).get(task)).get(part))
 
     def _checkpoint(self, mark: int) -> Record:
         return next((row for row in self._checkpoints if row["n"] == mark), {})
@@ -178,14 +196,15 @@ def _one(folder: Path, axes: Record) -> Iterator[Result]:
     rollback = load_object(folder / "rollback.json")
     if rollback is not None:
         config = mapping(rollback.get("config"))
-        yield Result(folder, {**_axes(config), **axes}, config, False, True, Cost(None, None), {}, None, rollback)
+        yield Result(folder, {**_axes(config), **axes}, config, False, True, Cost(None, None), {}, _rollback=rollback)
     elif (folder / "config.json").exists():
         files = load_run(folder)
         config = mapping(files.config.get("run")) or _from_description(files.config)
         if files.edits:
             single = bool(config.get("single"))
-            cost, growth = _cost(files), _growth(files)
-            yield Result(folder, {**_axes(config), **axes}, config, single, files.finished, cost, growth, files)
+            ability = load_object(folder / "ability.json") or {}
+            told = config, single, files.finished, _cost(files), _growth(files), ability
+            yield Result(folder, {**_axes(config), **axes}, *told, _files=files)
 
 
 def _axes(config: Record) -> dict[str, str]:

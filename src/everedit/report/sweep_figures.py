@@ -46,10 +46,11 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """Lines over one axis of T."""
+    """Lines over one axis of T, and the unedited model's value where it is a line of its own."""
 
     title: str
     lines: list[Line]
+    unedited: float | None = None
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,12 @@ def figures(results: Sequence[Result], when: When = "retained", protocols: Seque
         place = f"{Path(model).name}, {data}"
         names = list(dict.fromkeys(name for result in group for name in result.protocols))
         chosen = [name for name in names if not protocols or name in protocols]
-        for protocol in chosen:
+        tasks = [name for name in chosen if any(name in result.abilities for result in group)]
+        edited = [name for name in chosen if name not in tasks]
+        for protocol in edited:
             found += _curves([result for result in group if protocol in result.protocols], protocol, when, place)
-        found += [*_retention(group, chosen, place), *_growth(group, place), *_costs(group, place)]
+        found += [*_retention(group, edited, place), *_abilities(group, tasks, place)]
+        found += [*_growth(group, place), *_costs(group, place)]
     return found
 
 
@@ -153,6 +157,19 @@ def _retention(results: list[Result], protocols: Sequence[str], place: str) -> l
     return _drawn(panels, f"What is retained of the {which}, {place}", caption, "score", bounded=True)
 
 
+def _abilities(results: list[Result], tasks: Sequence[str], place: str) -> list[Drawn]:
+    """A panel for each task of general ability: its first figure, and that of the unedited model."""
+
+    def panel(task: str) -> Panel:
+        having = [result for result in results if task in result.abilities]
+        metric = having[0].metrics(task)[0]
+        lines = _lines(having, lambda result, mark: result.scores(task, mark, "retained").get(metric))
+        return Panel(f"{task}: {metric}", lines, having[0].unedited(task, 0).get(metric))
+
+    caption = f"{place}: general ability after T edits; the dashed line is the unedited model."
+    return _drawn([panel(task) for task in tasks], f"General ability, {place}", caption, "score", bounded=True)
+
+
 def _growth(results: list[Result], place: str) -> list[Drawn]:
     def panel(kind: str) -> Panel:
         growing = [result for result in results if result.growth.get(kind)]
@@ -218,6 +235,8 @@ def _panels(panels: Sequence[Panel], label: str, *, bounded: bool) -> Figure:
         axes.set_title(panel.title, fontsize=10, color=PALETTE["ink"], loc="left")
         for line in panel.lines:
             _draw(axes, panel, line, styles[line.name])
+        if panel.unedited is not None:
+            axes.axhline(panel.unedited, color=PALETTE["muted"], linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
         edit_axis(axes, [line.points for line in panel.lines])
         axes.ticklabel_format(axis="y", useOffset=False)
         if bounded and all(value <= 1 for line in panel.lines for _, value in line.points):
@@ -226,7 +245,7 @@ def _panels(panels: Sequence[Panel], label: str, *, bounded: bool) -> Figure:
             axes.set_ylabel(label, color=PALETTE["muted"], fontsize=9)
         if place + across < len(panels):
             axes.set_xlabel("")
-    handles = {line.get_label(): line for axes in figure.axes for line in axes.get_lines()}
+    handles = {str(line.get_label()): line for axes in figure.axes for line in axes.get_lines()}
     figure.legend(
         [handles[name] for name in names], names, loc="upper left", ncols=4, frameon=False, fontsize=9,
         labelcolor=PALETTE["ink"], handlelength=1.8, columnspacing=1.4, bbox_to_anchor=(0.0, 1.0),

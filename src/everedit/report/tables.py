@@ -34,6 +34,7 @@ _WHEN = {
     "uncontradicted": "of the T edits without those that a later one contradicts, with the model after T edits",
     "final": "of the first T edits, with the last model",
 }
+_ABILITY = "general ability, with the model after T edits"
 _SINGLE = "single edits, each taken back before the next"
 UNEDITED = "unedited"
 
@@ -71,6 +72,7 @@ class Table:
     metrics: list[str]
     rows: list[tuple[str, dict[tuple[int, str], Entry]]]
     explanation: str = ""
+    ability: bool = False
 
     @property
     def title(self) -> str:
@@ -80,7 +82,7 @@ class Table:
     @property
     def note(self) -> str:
         """What its numbers are."""
-        how = _SINGLE if self.single else _WHEN[self.when]
+        how = _ABILITY if self.ability else _SINGLE if self.single else _WHEN[self.when]
         several = any(entry.seeds > 1 for _, entries in self.rows for entry in entries.values())
         return f"{how}; mean ± standard deviation over seeds" if several else how
 
@@ -127,7 +129,18 @@ def _table(key: tuple[str, str, str, bool], group: list[Result], when: When) -> 
     found = {metric for _, entries in rows for _, metric in entries}
     metrics = [metric for metric in known if metric in found]
     rows = [(name, entries) for name, entries in rows if entries or name != UNEDITED]
-    return Table(model, data, protocol, when, single, marks, metrics, rows, group[0].explanation(protocol))
+    return Table(
+        model,
+        data,
+        protocol,
+        when,
+        single,
+        marks,
+        metrics,
+        rows,
+        group[0].explanation(protocol),
+        protocol in group[0].abilities,
+    )
 
 
 def _unedited(group: list[Result], protocol: str, marks: list[int]) -> dict[tuple[int, str], Entry]:

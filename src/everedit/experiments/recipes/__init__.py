@@ -72,6 +72,9 @@ class Recipe(BaseModel):
         values["methods"] = [*values["methods"], *self._trained(checkpoints or {}, notes)]
         values["data"] = self._data(name, form, values["data"], data, notes)
         values["run"] = {**values.get("run", {})}
+        if "ability" in values["run"]:
+            # The tasks' files are where the data sets are.
+            values["run"]["ability"] = {**values["run"]["ability"], "path": str(data)}
         corpus = data / _CORPUS if data is not None else None
         if corpus is not None and corpus.is_file():
             values["run"]["stats.corpus"] = str(corpus)
