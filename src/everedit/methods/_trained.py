@@ -169,16 +169,17 @@ class Example:
         )
 
 
-def edit_gradients(tail: Tail, names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
+def edit_gradients(tail: Tail, names: Sequence[str], *, tokens: int | None = None) -> dict[str, tuple[Tensor, Tensor]]:
     """Return, by weight, inputs u (N, d_in) and gradients delta (N, d_out) of the loss at the outputs, float32.
 
-    The loss is the mean over target tokens; places where u or delta is all zero are left out.
+    The loss is the sum over target tokens by ``tokens``, by default their number; places where u or delta is all zero
+    are left out.
     """
     layout = tail.lm.layout
     modules = {name: layout.module_of(name) for name in names}
 
     def loss() -> Tensor:
-        return F.cross_entropy(tail.logits(), tail.labels)
+        return F.cross_entropy(tail.logits(), tail.labels, reduction="sum") / (tokens or len(tail.labels))
 
     found = {}
     for name, (inputs, gradients) in recorded_gradients(loss, modules).items():

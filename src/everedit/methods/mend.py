@@ -22,7 +22,9 @@ from everedit.engine.target import Target
 from everedit.methods._base import Traits
 from everedit.methods._trained import TrainedMethod, edit_gradients
 from everedit.methods._transform import TransformConfig, TransformLearner
-from everedit.patch import LowRank, Patch
+from everedit.patch import Delta, Dense, LowRank, Patch
+
+_ROWS_A_PASS = 64
 
 
 class MendConfig(TransformConfig):
@@ -60,12 +62,19 @@ class Mend(TrainedMethod):
         learner = self.trained(bench)
         assert isinstance(learner, TransformLearner)
         texts = [bench.lm.encode(edit.prompt, edit.target_new) for edit in edits]
-        with bench.clock.phase("gradients"):
-            gradients = edit_gradients(Tail.of(bench.lm, texts, self.layers()[0]), learner.names)
-        with bench.clock.phase("transform"), torch.no_grad():
-            changes = learner.changes(gradients)
-        parts = {name: LowRank(change.left.contiguous(), change.right.contiguous()) for name, change in changes.items()}
-        return Patch(parts), state
+        tokens = sum(len(text.target_ids) for text in texts)
+        deltas: dict[str, Delta] = {}
+        for start in range(0, len(texts), _ROWS_A_PASS):
+            part = texts[start : start + _ROWS_A_PASS]
+            with bench.clock.phase("gradients"):
+                gradients = edit_gradients(Tail.of(bench.lm, part, self.layers()[0]), learner.names, tokens=tokens)
+            with bench.clock.phase("transform"), torch.no_grad():
+                changes = learner.changes(gradients)
+            for name, change in changes.items():
+                fresh = LowRank(change.left.contiguous(), change.right.contiguous())
+                # The factors of many edits would take more room than the weight.
+                deltas[name] = Dense(deltas[name].dense() + fresh.dense()) if start else fresh
+        return Patch(deltas), state
 
 
 METHOD = Mend

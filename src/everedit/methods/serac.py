@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from everedit.edit import Edit
 from everedit.engine.bench import Workbench
 from everedit.engine.beside import PromptMemory
-from everedit.engine.facts import Facts
+from everedit.engine.facts import Facts, newest
 from everedit.engine.learner import Learner, Metrics
 from everedit.engine.state import State
 from everedit.engine.tail import Tail
@@ -33,9 +33,12 @@ from everedit.methods._trained import Example, TrainedConfig, TrainedMethod
 from everedit.models import LanguageModel, load_model
 from everedit.models.layout import Layout
 from everedit.models.model import Speaker
-from everedit.models.sentences import PACKAGED, load_encoder
+from everedit.models.sentences import PACKAGED, load_encoder, require_whole
 from everedit.models.tokens import join
 from everedit.patch import Patch
+
+_LONGEST = 256
+_ROWS_A_PASS = 64
 
 
 class SeracConfig(TrainedConfig):
@@ -101,9 +104,14 @@ class SeracLearner(Learner):
 
     def embed(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Tensor:
         """Return f (n, d) of texts, or of pairs of texts."""
+        parts = [slice(at, at + _ROWS_A_PASS) for at in range(0, len(texts), _ROWS_A_PASS)]
+        return torch.cat([self._embedded(texts[part], None if pairs is None else pairs[part]) for part in parts])
+
+    def _embedded(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Tensor:
         second = None if pairs is None else list(pairs)
-        inputs = self.tokenizer(list(texts), second, padding=True, truncation=True, return_tensors="pt", max_length=256)
-        inputs = inputs.to(self.lm.device)
+        inputs = self.tokenizer(
+            list(texts), second, padding=True, truncation=True, return_tensors="pt", max_length=_LONGEST
+        ).to(self.lm.device)
         states = self.encoder(**inputs).last_hidden_state
         if self.config.pooling == "first":
             found = states[:, 0]
@@ -111,6 +119,11 @@ class SeracLearner(Learner):
             mask = inputs["attention_mask"][..., None].to(states)
             found = (states * mask).sum(1) / mask.sum(1)
         return F.normalize(found, dim=1) if self.config.unit else found
+
+    def require_whole(self, edit: Edit) -> None:
+        """Raise :class:`TokenError` if only the beginning of an edit is read, so that others would be taken for it."""
+        tokens = self.tokenizer(edit.prompt, edit.target_new, truncation=False, verbose=False)["input_ids"]
+        require_whole(len(tokens), _LONGEST, edit.prompt)
 
     def distances(self, facts: Tensor, queries: Tensor) -> Tensor:
         """Return -log s (facts, queries), gamma times the squared distances."""
@@ -248,8 +261,12 @@ class Serac(TrainedMethod):
     def check_example(self, bench: Workbench, edit: Edit) -> None:
         """Raise an error too if edit and query together do not fit the context."""
         Example.of(bench.lm, edit)
-        query = (edit.rephrase or (edit.prompt,))[0]
-        bench.lm.encode(counterfactual_prompt(edit.prompt, edit.target_new, query), edit.target_new)
+        self.check_edit(bench, edit)
+
+    def check_edit(self, bench: Workbench, edit: Edit) -> None:
+        """Raise an error too if edit and query together do not fit the context."""
+        for query in (edit.prompt, *edit.rephrase):
+            bench.lm.encode(counterfactual_prompt(edit.prompt, edit.target_new, query), edit.target_new)
 
     def memory(self, bench: Workbench, state: State) -> ScopedMemory | None:
         """Return the stored edits with their router; None if there are none."""
@@ -273,10 +290,14 @@ class Serac(TrainedMethod):
         """Return the edits' embeddings as what was written, and all stored edits."""
         learner = self.trained(bench)
         assert isinstance(learner, SeracLearner)
+        stored = newest(edits)
+        for edit in stored:
+            self.check_edit(bench, edit)
+            learner.require_whole(edit)
         with bench.clock.phase("embed"), torch.no_grad():
-            embeddings = learner.embed([edit.prompt for edit in edits], [edit.target_new for edit in edits])
+            embeddings = learner.embed([edit.prompt for edit in stored], [edit.target_new for edit in stored])
         facts = Facts.of(state) or Facts.none(embeddings.shape[1], embeddings.device)
-        after = facts.plus(edits, embeddings)
+        after = facts.plus(stored, embeddings)
         return Patch({}, memory={self.name: embeddings}), State(after.tensors(), {"facts": len(after)})
 
 
