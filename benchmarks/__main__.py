@@ -1,4 +1,4 @@
-"""``python -m benchmarks [values|moments|evaluation|steps|solves|overhead|memory ...]``: measure, print a table.
+"""``python -m benchmarks [values|moments|evaluation|steps|solves|overhead|memory|ledger ...]``: measure, print a table.
 
 Fails where a promise is not kept.
 """
@@ -9,11 +9,11 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from benchmarks import memory, overhead, speed, steps, table
+from benchmarks import ledger, memory, overhead, speed, steps, table
 from everedit.data import load_edits
 from everedit.models import load_model
 
-PARTS = ("values", "moments", "evaluation", "steps", "solves", "overhead", "memory")
+PARTS = ("values", "moments", "evaluation", "steps", "solves", "overhead", "memory", "ledger")
 
 
 def own_text(folder: Path) -> Path:
@@ -41,6 +41,7 @@ def main() -> None:
             "solves": lambda: steps.solves(lm, options.figures),
             "overhead": lambda: overhead.overheads(lm),
             "memory": lambda: memory.run_of_fifty(lm),
+            "ledger": lambda: ledger.ten_thousand_edits(lm),
         }
         # Said as it comes too: a measurement that fails must not take the others with it.
         rows = [table.said(row) for part in PARTS if part in options.parts for row in measurements[part]()]
