@@ -9,11 +9,11 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from benchmarks import memory, overhead, scoring, speed, steps, table
+from benchmarks import ledger, memory, overhead, scoring, speed, steps, table
 from everedit.data import load_edits
 from everedit.models import load_model
 
-PARTS = ("values", "moments", "evaluation", "scoring", "steps", "solves", "overhead", "memory")
+PARTS = ("values", "moments", "evaluation", "scoring", "steps", "solves", "overhead", "memory", "ledger")
 
 
 def own_text(folder: Path) -> Path:
@@ -42,6 +42,7 @@ def main() -> None:
             "solves": lambda: steps.solves(lm, options.figures),
             "overhead": lambda: overhead.overheads(lm),
             "memory": lambda: memory.run_of_fifty(lm),
+            "ledger": lambda: ledger.ten_thousand_edits(lm),
         }
         # Said as it comes too: a measurement that fails must not take the others with it.
         rows = [table.said(row) for part in PARTS if part in options.parts for row in measurements[part]()]

@@ -42,10 +42,12 @@ class Blobs:
                 name, size = file_sha256(file), file.stat().st_size
                 to_disk(file)
                 place = self._path(name)
+                fresh = not place.parent.is_dir()
                 place.parent.mkdir(exist_ok=True)
                 os.replace(file, place)
-            for folder in (place.parent, self.folder):
-                to_disk(folder)
+            to_disk(place.parent)
+            if fresh:
+                to_disk(self.folder)
         except (OSError, CacheError) as error:
             raise LedgerError(
                 what=f"the tensors of the edit cannot be written: {getattr(error, 'strerror', None) or error}",

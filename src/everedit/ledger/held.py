@@ -12,8 +12,9 @@ from everedit.ledger.records import Draft, EditRecord, HeldEdit
 
 __all__ = ["HeldEdits"]
 
+# Edits first: that is where the indices are, and rows come in the order of the line, so that a search may end early.
 _HELD = (
-    "FROM edits e JOIN commits c ON c.seq = e.seq WHERE c.active = 1 AND NOT EXISTS (SELECT 1 FROM forgotten f "
+    "FROM edits e CROSS JOIN commits c ON c.seq = e.seq WHERE c.active = 1 AND NOT EXISTS (SELECT 1 FROM forgotten f "
     "JOIN commits d ON d.seq = f.seq WHERE f.row = e.row AND d.active = 1)"
 )
 _COLUMNS = "e.row, c.id, e.record"
@@ -48,7 +49,7 @@ class HeldEdits:
 
     def __iter__(self) -> Iterator[HeldEdit]:
         """Yield all edits that the model holds, the oldest first."""
-        return self._where("", order="ORDER BY c.number, e.place")
+        return self._where("", order="ORDER BY e.row")
 
     def __len__(self) -> int:
         return int(self.connection.execute(f"SELECT COUNT(*) {_HELD}").fetchone()[0])
@@ -85,10 +86,10 @@ class HeldEdits:
 
     def sample(self, count: int, seed: str) -> list[HeldEdit]:
         """Return up to ``count`` held edits, drawn with a seed."""
-        few = list(self._where("", order=f"LIMIT {count + 1}"))
+        few = list(self._where("", order=f"ORDER BY e.row DESC LIMIT {count + 1}"))
         if len(few) <= count:
             return few
-        [(last,)] = self.connection.execute(f"SELECT MAX(e.row) {_HELD}").fetchall()
+        last = few[0].row
         draw, found = random.Random(seed), dict[int, HeldEdit]()
         for _ in range(2 * count):
             for held in self._where("AND e.row >= ?", draw.randint(1, last), order="ORDER BY e.row LIMIT 1"):
@@ -105,7 +106,7 @@ class HeldEdits:
     def key_rows(self, at_once: int = 1024) -> Iterator[list[tuple[int, bytes]]]:
         """Yield rows and keys of all held edits that have one, some at a time."""
         cursor = self.connection.execute(
-            f"SELECT e.row, k.key {_HELD.replace('WHERE', 'JOIN keys k ON k.row = e.row WHERE', 1)}"
+            f"SELECT e.row, k.key {_HELD.replace('WHERE', 'CROSS JOIN keys k ON k.row = e.row WHERE', 1)}"
         )
         while part := cursor.fetchmany(at_once):
             yield part

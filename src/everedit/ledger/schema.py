@@ -26,6 +26,7 @@ _FIRST = (
     "relation TEXT NOT NULL, until TEXT NOT NULL, record TEXT NOT NULL)",
     "CREATE INDEX edits_seq ON edits (seq, place)",
     "CREATE INDEX edits_id ON edits (id)",
+    "CREATE INDEX edits_prompt ON edits (prompt)",
     "CREATE INDEX edits_subject ON edits (subject)",
     "CREATE INDEX edits_target ON edits (target)",
     "CREATE TABLE keys (row INTEGER PRIMARY KEY REFERENCES edits (row), key BLOB NOT NULL)",
