@@ -2,8 +2,8 @@
 
     python -m benchmarks.results_small [--out docs/results] [--jobs 2]
 
-Everything is everedit's own: a sweep (``benchmarks/results_small.yaml``), its tables and its plots. Interrupted, it goes
-on where it was.
+Everything is everedit's own: a sweep (``benchmarks/results_small.yaml``), its tables and its plots. Interrupted, it
+goes on where it was.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def page(results: list[Result], pictures: Path) -> list[str]:
         "# A reduced version of the tables",
         "",
         "Made by `make results-small`: `everedit sweep benchmarks/results_small.yaml`, `everedit summarize` and",
-        "`everedit plot`. Nothing but the built-in facts and the packaged model is needed. Twenty edits say little about",
-        "long streams, and the intervals below say how little they say at all; the tables that count are in",
+        "`everedit plot`. Nothing but the built-in facts and the packaged model is needed. Twenty edits say little",
+        "about long streams, and the intervals below say how little they say at all; the tables that count are in",
         "[quality](quality.md).",
         "",
         "```yaml",
