@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from glob import glob
 from pathlib import Path
 
 import pytest
@@ -45,9 +46,16 @@ PYTHON = {page: blocks(page, "python") for page in PAGES if page.name != "README
     "page", [page for page in PAGES if EVEREDIT[page] or PYTHON.get(page)], ids=lambda page: page.name
 )
 def test_commands_run_as_written(page: Path, tmp_path: Path) -> None:
-    """A page's commands, in order, in one folder: later ones go on with what earlier ones made, and so does Python."""
+    """A page's commands, in order, in one folder: later ones go on with what earlier ones made, and so does Python.
+
+    Files that a page shows, with their name in the first line, are there; a star in a path is filled in as by a shell.
+    """
+    for text in blocks(page, "yaml"):
+        if name := re.match(r"# (\S+\.yaml)\n", text):
+            (tmp_path / name[1]).write_text(text, encoding="utf-8")
     for line in EVEREDIT[page]:
-        assert run(shlex.split(line), tmp_path).strip()
+        words = [word for part in shlex.split(line) for word in (sorted(glob(part, root_dir=tmp_path)) or [part])]
+        assert run(words, tmp_path).strip()
     if code := PYTHON.get(page):
         run([sys.executable, "-c", "\n".join(code)], tmp_path)
 

@@ -187,4 +187,4 @@ def _naming(where: str) -> Iterator[None]:
 def _folder_name(axes: dict[str, str], identity: str) -> str:
     order = ("method", "policy", "data", "model", "seed")
     parts = [Path(axes[axis]).name if axis == "model" else axes[axis] for axis in order]
-    return "-".join(re.sub(r"[^A-Za-z0-9_.+]+", "_", part) for part in [*parts, identity])
+    return "-".join(re.sub(r"[^A-Za-z0-9_.+-]+", "_", part) for part in [*parts, identity])
