@@ -26,16 +26,17 @@ def log(
     """List the edits, the newest first: who made them, when, from what source, until when they hold."""
     from everedit.ledger.store import Ledger
 
-    ledger = Ledger.open(folder)
-    commits = list(ledger.log(limit or None, everything=everything))
-    events = ledger.events(limit or None) if everything else []
+    with Ledger.open(folder) as ledger:
+        commits = list(ledger.log(limit or None, everything=everything))
+        events = ledger.events(limit or None) if everything else []
+        held = ledger.held_count()
     if json:
         shown: Any = [commit.as_dict() for commit in commits]
         show_json({"commits": shown, "events": [event.as_dict() for event in events]} if everything else shown)
         return
     rows = [row for commit in commits for row in _rows(commit, everything)]
     columns = ("commit", "#", "when", "by", "what", "source", "until")
-    show_table(f"{folder}: {ledger.held_count()} edits held", columns, rows)
+    show_table(f"{folder}: {held} edits held", columns, rows)
     if events:
         show_table(
             "Beside the commits",
@@ -71,8 +72,8 @@ def show(folder: Path = FOLDER, commit: str = _COMMIT, json: bool = JSON) -> Non
     """Show all that is known of a commit: its edits, figures, and the hashes of the tensors that it changed."""
     from everedit.ledger.store import Ledger
 
-    ledger = Ledger.open(folder)
-    found = ledger.commit(ledger.resolve(commit)).as_dict()
+    with Ledger.open(folder) as ledger:
+        found = ledger.commit(ledger.resolve(commit)).as_dict()
     if json:
         show_json(found)
         return
@@ -92,7 +93,8 @@ def diff(
     json: bool = JSON,
 ) -> None:
     """Show what differs between two commits: edits held by only one, and how far the weights are apart."""
-    found = opened(folder, device).diff(one, other).as_dict()
+    with opened(folder, device) as living:
+        found = living.diff(one, other).as_dict()
     if json:
         show_json(found)
         return
@@ -114,9 +116,9 @@ def undo(
     device: str | None = DEVICE,
 ) -> None:
     """Take back the last commits, bit for bit; they stay in the ledger, and checkout leads back to them."""
-    before = opened(folder, device)
-    came_from = before.head
-    head = before.undo(steps, by=by, wait=wait)
+    with opened(folder, device) as living:
+        came_from = living.head
+        head = living.undo(steps, by=by, wait=wait)
     back = f"; to go back: everedit checkout {folder} {came_from[:SHORT]}"
     terminal.print(f"now at {head[:SHORT] or 'the base model'}{back}", soft_wrap=True)
 
@@ -136,8 +138,7 @@ def forget(
 
     if how not in ("auto", "downdate", "replay"):
         raise EditError(what=f"'{how}' is no way to forget", where="--how", fix="choose downdate, replay or auto")
-    living = opened(folder, device)
-    with showing_progress() as reporter:
+    with opened(folder, device) as living, showing_progress() as reporter:
         reporter.stage("forgetting")
         done = living.forget(commit, how=how, by=by, wait=wait)  # type: ignore[arg-type]
     if json:
@@ -157,15 +158,15 @@ def checkout(
     device: str | None = DEVICE,
 ) -> None:
     """Go to any commit that was ever made."""
-    head = opened(folder, device).checkout(commit, by=by, wait=wait)
+    with opened(folder, device) as living:
+        head = living.checkout(commit, by=by, wait=wait)
     terminal.print(f"now at {head[:SHORT] or 'the base model'}")
 
 
 @friendly
 def verify(folder: Path = FOLDER, device: str | None = DEVICE) -> None:
     """Make every state again from the base model and compare all hashes, bit for bit."""
-    living = opened(folder, device)
-    with showing_progress() as reporter:
+    with opened(folder, device) as living, showing_progress() as reporter:
         reporter.stage("replaying", living.number)
         count = living.verify(reporter.step)
     terminal.print(f"{count} commits, every bit as it was committed")

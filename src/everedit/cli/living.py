@@ -52,8 +52,8 @@ def init(
     apply_settings(values, setting)
     with showing_progress() as reporter:
         reporter.stage(f"loading {model}")
-        living = LivingModel.create(folder, model, method, policy, device=device, **values)
-    config = living.config
+        with LivingModel.create(folder, model, method, policy, device=device, **values) as living:
+            config = living.config
     terminal.print(
         f"{folder}: {config.model}, {config.method}, {config.policy}; settings in {folder / 'config.yaml'}",
         soft_wrap=True,
@@ -90,8 +90,7 @@ def add(
     lines: dict[str, int] = {}
     bad: list[SetAside] = []
     edits = _from_file(file, on_conflict, lines, bad) if file else [_single(prompt, target, subject, relation)]
-    living = opened(folder, device)
-    with showing_progress() as reporter:
+    with opened(folder, device) as living, showing_progress() as reporter:
         reporter.stage("editing")
         done = living.add(edits, **options)
     done.set_aside = [replace(item, line=lines.get(item.edit.id) if item.edit else None) for item in done.set_aside]
@@ -100,7 +99,7 @@ def add(
         show_json(done.as_dict())
     else:
         _show(done)
-    if not done.commits and any(item.why != "held already" for item in done.set_aside):
+    if not done.commits and not any(item.why == "held already" for item in done.set_aside):
         raise typer.Exit(1)
 
 
@@ -153,8 +152,8 @@ def ask(
     json: bool = JSON,
 ) -> None:
     """Show the base model's and the edited model's answers side by side."""
-    living = opened(folder, device)
-    answers = [living.ask(prompt, max_new_tokens=tokens) for prompt in prompts]
+    with opened(folder, device) as living:
+        answers = [living.ask(prompt, max_new_tokens=tokens) for prompt in prompts]
     if json:
         show_json([{"prompt": answer.prompt, "base": answer.base, "edited": answer.edited} for answer in answers])
         return
@@ -178,9 +177,9 @@ def open_(
 
     with showing_progress() as reporter:
         reporter.stage(f"loading {base}")
-        living = LivingModel.create(into, base, method, policy, device=device)
-        reporter.stage(f"comparing with {edited}")
-        commit = living.adopt(edited, source=source, by=by)
+        with LivingModel.create(into, base, method, policy, device=device) as living:
+            reporter.stage(f"comparing with {edited}")
+            commit = living.adopt(edited, source=source, by=by)
     weights = commit.draft.info["imported"]["weights"]
     rows = [(name, found["rank"], found["relative_error"]) for name, found in weights.items()]
     show_table("Imported", ("weight", "rank", "relative error"), rows)

@@ -17,7 +17,9 @@ def conflicts(folder: Path = FOLDER, json: bool = JSON) -> None:
     from everedit.ledger.store import Ledger
     from everedit.living import LivingConfig
 
-    found = list(conflicts_among(Ledger.open(folder).held, LivingConfig.load(folder).conflicts))
+    config = LivingConfig.load(folder).conflicts
+    with Ledger.open(folder) as ledger:
+        found = list(conflicts_among(ledger.held, config))
     if json:
         show_json([conflict.as_dict() for conflict in found])
         return
@@ -43,11 +45,11 @@ def expire(
     from everedit.ledger.store import Ledger
     from everedit.living.times import day, now
 
-    stale = Ledger.open(folder).held.expired(day(today) if today else now()[:10])
+    with Ledger.open(folder) as ledger:
+        stale = ledger.held.expired(day(today) if today else now()[:10])
     forgotten = []
     if apply and stale:
-        living = opened(folder, device)
-        with showing_progress() as reporter:
+        with opened(folder, device) as living, showing_progress() as reporter:
             reporter.stage("forgetting")
             forgotten = living.expire(today, by=by, wait=wait)
     if json:
@@ -73,8 +75,7 @@ def retention(
     """Score all edits on the present model, draw how long edits live, and name what broke those that were lost."""
     from everedit.report.survival_figure import write_survival_figure
 
-    living = opened(folder, device)
-    with showing_progress() as reporter:
+    with opened(folder, device) as living, showing_progress() as reporter:
         reporter.stage("asking for every edit")
         found = living.retention(blame=blame)
     drawn = write_survival_figure(found.curve, figure or folder / "retention.svg") if found.curve else None
@@ -108,8 +109,7 @@ def export(
 
     options: dict[str, object] = {}
     apply_settings(options, setting)
-    living = opened(folder, device)
-    with showing_progress() as reporter:
+    with opened(folder, device) as living, showing_progress() as reporter:
         reporter.stage(f"exporting as {format}")
         done = living.export(format, out, measure=measure, **options)
     if json:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import Self
+
 from everedit.errors import LedgerError
 from everedit.ledger.held import HeldEdits
 from everedit.ledger.reading import BASE, FILE, Reading, damaged, explained
@@ -78,6 +80,14 @@ class Ledger(Reading):
     def close(self) -> None:
         """Let go of the file."""
         self.connection.close()
+
+    def __enter__(self) -> Self:
+        """Return the ledger itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self.close()
 
     # ------------------------------------------------------------------ writing
 
