@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import f1_score
+from typer.testing import CliRunner
 
+from everedit.cli.main import app
 from everedit.errors import EditError, EvereditError, UnknownName
+from everedit.evaluation import PROTOCOLS
 from everedit.evaluation.ability import TASKS, Ability, AbilityConfig, _base
 from everedit.evaluation.ability._base import Choice, chosen, macro_f1, written
 from everedit.evaluation.ability.perplexity import detokenised, losses
@@ -20,8 +23,9 @@ from everedit.evaluation.ability.published import span_hits
 from everedit.evaluation.ability.tasks import last_number
 from everedit.evaluation.metrics import normalise_answer
 from everedit.models import LanguageModel
-from tests.support import facts
-from tests.support.loading import shared
+from everedit.models.model import Speaker
+from tests.support import facts, tiny
+from tests.support.loading import fresh, shared
 
 FACTS = facts.facts()
 
@@ -281,6 +285,26 @@ def test_unknown_tasks_and_missing_files_are_clear_errors(tmp_path: Path) -> Non
         Ability(AbilityConfig(tasks=("nli",), path=tmp_path))
 
 
+def test_the_command_shows_and_saves_what_was_asked_and_said(tmp_path: Path) -> None:
+    write(tmp_path, "piqa_valid.jsonl", [RECORDS["piqa@1"]] * 3)
+    words = ["ability", "run", "--model", str(tiny.trained("gpt2")), "--path", str(tmp_path), "--device", "cpu"]
+    out = ["--limit", "2", "--out", str(tmp_path / "o.jsonl"), "--json"]
+    done = CliRunner().invoke(app, [*words, "--task", "piqa", *out])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)["tasks"]["piqa@1"]
+    assert (found["examples"], list(found["figures"])) == (2, ["accuracy", "f1"])
+    rows = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
+    assert [row["task"] for row in rows] == ["piqa@1"] * 2
+    assert all(row["said"] in ("a", "b") for row in rows)
+    assert "piqa@1" in CliRunner().invoke(app, [*words, "--task", "piqa", "--limit", "1"]).stdout
+    for bad in ([], ["--task", "nothing"], ["--task", "nli"]):
+        assert CliRunner().invoke(app, [*words, *bad]).exit_code == 1
+    assert json.loads(CliRunner().invoke(app, ["ability", "ls", "--json"]).stdout).keys() == TASKS.keys()
+    listed = json.loads(CliRunner().invoke(app, ["protocols", "ls", "--json"]).stdout)
+    assert listed.keys() == PROTOCOLS.keys()
+    assert listed["rome/counterfact@1"]["data"] == ["counterfact", "counterfact-full"]
+
+
 # --------------------------------------------------------------------------- lm-eval
 
 pytest.importorskip("lm_eval")
@@ -324,6 +348,25 @@ def test_what_lm_eval_hears_is_what_its_own_models_say(family: str) -> None:
     assert own.generate_until(wanted) == oracle.generate_until(wanted)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+def test_a_memory_that_rewrites_prompts_answers_lm_eval_too() -> None:
+    from everedit.evaluation.ability.harness import harness_model
+
+    lm = fresh("gpt2")
+    asked, other = FACTS[0], FACTS[3]
+    lm.redirect = lambda prompts, room: [Speaker(lm, other.prompt) for _ in prompts]
+    requests = instances("loglikelihood", [(asked.prompt, f" {other.answer}"), (asked.prompt, f" {asked.answer}")])
+    rewritten = instances("loglikelihood", [(other.prompt, f" {other.answer}"), (other.prompt, f" {asked.answer}")])
+    found = harness_model(lm).loglikelihood(requests)
+    for one, expected in zip(found, theirs(shared("gpt2")).loglikelihood(rewritten), strict=True):
+        assert one == (pytest.approx(expected[0], abs=2e-3), expected[1])
+    settings = {"until": ["."], "max_gen_toks": 6}
+    [text] = harness_model(lm).generate_until(instances("generate_until", [(asked.prompt, settings)]))
+    assert text.strip() == other.answer
+    with pytest.raises(EvereditError, match="draws its texts at random"):
+        harness_model(lm).generate_until(instances("generate_until", [("a", {"do_sample": True})]))
+
+
 TASK = """
 task: {name}
 dataset_path: json
@@ -354,8 +397,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
 def test_a_task_of_lm_eval_runs_on_the_model_in_memory_edits_and_all(folder: Path) -> None:
-    from tests.support.loading import fresh
-
     lm = fresh("llama")
     ability = Ability(AbilityConfig(lm_eval=("tiny_facts",), include_path=folder, limit=10))
     assert ability.names == ["tiny_facts"]

@@ -92,7 +92,7 @@ def _save(out: Path, found: list[Any]) -> None:
     from everedit.cache import write_text
 
     rows = (
-        {"task": item.task, "asked": outcome.asked, "said": outcome.said, **outcome.values}
+        {"task": item.task, "asked": outcome.asked, "said": outcome.said, "values": outcome.values}
         for item in found
         for outcome in item.outcomes
     )
