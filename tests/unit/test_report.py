@@ -205,6 +205,17 @@ def test_headline_counts_answers_under_the_strictest_protocol(run_dir: Path) -> 
     assert "50.0% on unrelated questions (100.0% before editing)" in page
 
 
+def test_single_edits_are_not_said_to_be_retained(run_dir: Path) -> None:
+    config = json.loads((run_dir / "config.json").read_text())
+    (run_dir / "config.json").write_text(json.dumps({**config, "run": {"single": True}}))
+    page = page_of(run_dir)
+    assert heading(page) == "Of 4 edits, each made by itself, the model writes 3 of the 4 new answers."
+    assert [row[0] for row in Tables(page).tables[0][1:]] == [
+        "Unedited model", "Each edit by itself, taken back before the next",
+    ]  # fmt: skip
+    assert "etained" not in page.partition("<main>")[2]
+
+
 def test_headline_uses_a_percentage_where_a_count_would_be_a_guess(run_dir: Path) -> None:
     summary = json.loads((run_dir / "summary.json").read_text())
     summary["protocols"][FREE]["checkpoints"]["4"]["retained"]["reliability"] = 0.6

@@ -98,8 +98,9 @@ def show_summary(summary: dict[str, Any], out: Path) -> None:
         rows = [
             ("unedited", *scores["unedited"].values()),
             ("after each edit", *(at_end["immediate"][metric] for metric in metrics)),
-            (f"retained after {last}", *(at_end["retained"][metric] for metric in metrics)),
         ]
+        if not summary["single"]:
+            rows.append((f"retained after {last}", *(at_end["retained"][metric] for metric in metrics)))
         if contradicted := summary["contradicted"][last]:
             row = f"less {contradicted} contradicted"
             rows.append((row, *(at_end["uncontradicted"].get(metric) for metric in metrics)))

@@ -297,6 +297,7 @@ class _Run:
         scores = [item.scores for item in final]
         summary = summarise(self.rows, scores, before, len(self.rejected), peak_memory_mb())
         summary["seconds_before"] = spent_before
+        summary["single"] = self.config.single
         if self.ability is not None:
             marks = {str(row["n"]): row["ability"] for row in self.rows if row["kind"] == "checkpoint"}
             summary["ability"] = {"unedited": self.folder.read_json("ability.json"), "checkpoints": marks}

@@ -24,6 +24,7 @@ class ProtocolResult:
     ``running`` maps a metric to (edit number, mean of that metric over the edits so far).
     ``measured`` maps a checkpoint to the number of edits whose reliability was measured by then,
     ``uncontradicted_at`` to how many edits a later one contradicts, if any, and the scores without these.
+    ``single`` edits were each taken back before the next: there is nothing to retain.
     """
 
     name: str
@@ -33,6 +34,7 @@ class ProtocolResult:
     running: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     measured: dict[int, int] = field(default_factory=dict)
     uncontradicted_at: dict[int, tuple[int, Scores]] = field(default_factory=dict)
+    single: bool = False
 
     @property
     def metrics(self) -> list[str]:
@@ -156,6 +158,7 @@ def _protocol_result(run: RunFiles, name: str) -> ProtocolResult:
         running={metric: _running_mean(run.edits, name, metric) for metric in METRICS},
         measured={n: _measured_edits(run.edits, name, n) for n in retained},
         uncontradicted_at=contradicted,
+        single=bool(mapping(run.config.get("run")).get("single")),
     )
 
 

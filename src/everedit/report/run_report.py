@@ -124,6 +124,9 @@ def _protocol(result: ProtocolResult, edits: int, explanations: Record) -> dict[
     immediate = result.immediate_at.get(shown, {}) if shown is not None else {}
     retained = result.retained_at[last] if last is not None else {}
     after = f"Retained after {last:,} edit{'s' * (last != 1)}" if last is not None else "Retained"
+    if result.single:
+        rows = [("Unedited model", result.unedited), ("Each edit by itself, taken back before the next", immediate)]
+        return _shown(result, rows, [], explanations)
     # Edits made since the last checkpoint are in neither row, so that the two rows can be compared.
     then = "Right after each edit"
     if shown is not None and shown < edits:
@@ -132,7 +135,12 @@ def _protocol(result: ProtocolResult, edits: int, explanations: Record) -> dict[
     if last in result.uncontradicted_at:
         count, scores = result.uncontradicted_at[last]
         rows.insert(2, (f"Retained, without {count:,} that a later edit contradicts", scores))
+    return _shown(result, rows, [(f"{n:,}", scores) for n, scores in result.retained_at.items()], explanations)
 
+
+def _shown(
+    result: ProtocolResult, rows: list[tuple[str, Scores]], checkpoints: list[tuple[str, Scores]], explanations: Record
+) -> dict[str, Any]:
     def cells(scores: Scores) -> list[str]:
         return [score_text(metric, scores.get(metric)) for metric in result.metrics]
 
@@ -141,7 +149,7 @@ def _protocol(result: ProtocolResult, edits: int, explanations: Record) -> dict[
         "metrics": result.metrics,
         "explanation": explain(result.name, str(explanations.get(result.name) or "")),
         "rows": [(label, cells(scores)) for label, scores in rows],
-        "checkpoints": [(f"{n:,}", cells(scores)) for n, scores in result.retained_at.items()],
+        "checkpoints": [(label, cells(scores)) for label, scores in checkpoints],
     }
 
 
@@ -151,15 +159,13 @@ def _figures(run: RunFiles, results: list[ProtocolResult]) -> list[dict[str, str
     found: list[dict[str, str]] = []
     if results:
         first = results[0]
-        retained = {
-            m: [(n, v) for n, scores in first.retained_at.items() if (v := scores.get(m)) is not None] for m in METRICS
-        }
+        marks = {} if first.single else first.retained_at
+        retained = {m: [(n, v) for n, scores in marks.items() if (v := scores.get(m)) is not None] for m in METRICS}
         ends = [f"{m} {percent(points[-1][1])}" for m, points in retained.items() if points]
-        describe = f"Last retained scores: {', '.join(ends) or 'none yet'}."
-        caption = (
-            f"Scores under {first.name}. Thin line: mean of the scores taken right after each edit so far. "
-            "Line with markers: all edits so far, asked again at a checkpoint."
-        )
+        describe = f"Last retained scores: {', '.join(ends) or 'none yet'}." if not first.single else "Running means."
+        caption = f"Scores under {first.name}. Thin line: mean of the scores taken right after each edit so far."
+        if not first.single:
+            caption += " Line with markers: all edits so far, asked again at a checkpoint."
         svg = scores_figure(first.running, retained, describe)
         found.append({"svg": svg, "heading": "Scores as edits accumulate", "caption": caption})
     seconds = mean_seconds(run)

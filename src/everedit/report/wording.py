@@ -86,6 +86,10 @@ def headline(results: list[ProtocolResult]) -> str:
     if result is None:
         return _plain_headline(results)
     n = result.last_checkpoint
+    if result.single:
+        n = max(result.immediate_at)
+        right = _count(result, n, result.immediate_at[n].get("reliability"))
+        return f"Of {_edits(n)}, each made by itself, the model {_HEADLINES[_family(result.name)][0]} {right}."
     if n is None:
         n = max(result.immediate_at)
         return f"After {_edits(n)} no checkpoint has been reached yet, so nothing is known about retention."
