@@ -28,6 +28,7 @@ from tests.support.running import records, rows_of, write_records
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 COMMANDS = ["demo", "edit", "run", "report", "models", "methods", "policies", "data", "stats", "legacy"]
+COMMANDS += ["sweep", "summarize", "plot", "compare", "reproduce"]
 TOKENS = "teacher-forced/token-accuracy@1"
 
 

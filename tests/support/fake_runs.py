@@ -24,12 +24,14 @@ def fake_run(
     first_id: int = 0,
     finished: bool = True,
     growth: dict[int, float] | None = None,
+    ability: dict[int, float] | None = None,
     **settings: Any,
 ) -> Path:
     """Write a run folder of as many edits as there are ``immediate`` reliabilities.
 
-    ``retained`` maps T to the reliability of each of the first T edits then. Locality is the same everywhere; nothing
-    else is measured. Every edit took 2 s, and 3 s of scoring; the process held 100 MiB more at each checkpoint.
+    ``retained`` maps T to the reliability of each of the first T edits then, without whose first one the rest is
+    uncontradicted. Locality is the same everywhere; ``ability`` maps T to the accuracy in a task, 0 meaning before any.
+    Every edit took 2 s, and 3 s of scoring; the process held 100 MiB more at each checkpoint.
     """
     folder.mkdir(parents=True)
     run = {"model": "tiny", "data": "towns", "method": method, "policy": policy, "seed": seed, **settings}
@@ -39,6 +41,11 @@ def fake_run(
     def scores(value: float, kept: float = locality) -> dict[str, Any]:
         return {protocol: {"reliability": value, "locality": kept, "portability": None}}
 
+    def measured(value: float) -> dict[str, Any]:
+        return {"nli@1": {"figures": {"accuracy": value}, "intervals": {"accuracy": [value - 0.1, value + 0.1]}}}
+
+    if ability:
+        (folder / "ability.json").write_text(json.dumps(measured(ability[0])))
     rows: list[dict[str, Any]] = []
     for n, value in enumerate(immediate, start=1):
         edit = {
@@ -56,7 +63,10 @@ def fake_run(
                     "kind": "checkpoint",
                     "n": n,
                     "retained": scores(mean(values)),
+                    "uncontradicted": scores(mean(values[1:] or values)),
+                    "contradicted": 1,
                     "by_edit": {protocol: by_edit},
+                    **({"ability": measured(ability[n])} if ability else {}),
                     "norm_ratio": {"a": 1.0, "b": (growth or {}).get(n, 1.5)},
                     "singular_value_ratio": {"a": 2.0, "b": 1.0},
                     "peak_memory_mb": 900.0 + 100 * len([row for row in rows if row["kind"] == "checkpoint"]),

@@ -66,9 +66,25 @@ def test_entries_and_rules_set_what_they_say_and_later_ones_win() -> None:
 
 
 def test_flags_win_over_the_file() -> None:
-    text = "{run: {edits: 5}, methods: [{name: memit, set: {edits: 6, method.moment_weight: 1}}]}"
+    text = """
+        run: {edits: 5, stats: {window_tokens: 64}}
+        methods: [{name: memit, set: {edits: 6, method.moment_weight: 1, method.share: sqrt}}]
+    """
     [cell] = cells(text, "edits=2", "stats.tokens=99", "method.moment_weight=3")
-    assert (cell.config.edits, cell.config.stats.tokens, cell.config.method_settings["moment_weight"]) == (2, 99, 3)
+    # A group of settings keeps those that are not named.
+    assert (cell.config.edits, cell.config.stats.tokens, cell.config.stats.window_tokens) == (2, 99, 64)
+    assert cell.config.method_settings == {"moment_weight": 3, "share": "sqrt"}
+
+
+def test_groups_of_settings_add_up_and_a_value_is_replaced_as_a_whole() -> None:
+    [cell] = cells(
+        """
+        run: {stats: {tokens: 512}, method_settings: {ridge: 2, modules: {mlp_out: [1], mlp_in: [2]}}}
+        methods: [{name: ultraedit, set: {stats: {window_tokens: 64}, method_settings: {modules: {mlp_out: [3]}}}}]
+        """
+    )
+    assert (cell.config.stats.tokens, cell.config.stats.window_tokens) == (512, 64)
+    assert cell.config.method_settings == {"ridge": 2, "modules": {"mlp_out": [3]}}
 
 
 def test_what_cannot_work_together_is_skipped_with_the_reason() -> None:
@@ -112,6 +128,7 @@ def test_a_cells_name_changes_with_its_settings_and_with_nothing_else() -> None:
         ("run: {edits: many}", ["run", "edits: Input should be a valid integer"]),
         ("{run: {edits: 3}, seeds: [one]}", ["seeds.0"]),
         ("seeds: []", ["seeds"]),
+        ("seeds: [1, 2, 1]", ["seeds", "two entries are called 1"]),
         ("methods: [{name: rome, set: {method.layr: 3}}]", ["methods.0.set", "layr", "known settings: "]),
         ("methods: [{name: rome, sett: {}}]", ["methods.0.sett"]),
         ("policies: [{name: simie, set: {policy.lamda: 3}}]", ["policies.0.set", "lamda"]),

@@ -78,6 +78,17 @@ def test_growth_is_that_of_the_matrix_that_grew_most(runs: Path) -> None:
     assert found["series-largest-singular-value-memit-simie"] == [(1, 2), (2, 2), (4, 2)]
 
 
+def test_general_ability_is_drawn_with_the_unedited_model(tmp_path: Path) -> None:
+    fake_run(tmp_path / "a", [1, 1], {1: [1], 2: [1, 1]}, ability={0: 0.8, 1: 0.7, 2: 0.4})
+    one = drawn(tmp_path, "General ability")
+    [panel] = one.figure.axes
+    line, reference = panel.get_lines()
+    assert [tuple(map(float, pair)) for pair in line.get_xydata()] == [(1, 0.7), (2, 0.4)]
+    assert set(reference.get_ydata()) == {0.8}
+    assert [text.get_text() for text in one.figure.legends[0].get_texts()] == ["MEMIT"]
+    assert not [other for other in figures(collect([tmp_path])) if "nli" in other.heading]
+
+
 def test_time_and_memory_leave_scoring_out(runs: Path) -> None:
     one = drawn(runs, "Time and memory")
     seconds, memory = ([bar.get_width() for bar in axes.patches] for axes in one.figure.axes)

@@ -59,6 +59,8 @@ def test_when_scores_are_taken(runs: Path) -> None:
     assert row("immediate") == pytest.approx([1, 1, 0.625])
     # With the last model: [0, 0, 1, 0] and [0, 0, 1, 1], the first T of them.
     assert row("final") == pytest.approx([0, 0, 0.375])
+    # Without the first edit, which a later one contradicts: 1/2 and 1 at T=2, 1/3 and 2/3 at T=4.
+    assert row("uncontradicted")[1:] == pytest.approx([0.75, 0.5])
 
 
 def test_latex_by_hand(runs: Path) -> None:
@@ -154,6 +156,19 @@ def test_a_sweeps_labels_name_its_lines_and_unfinished_runs_are_marked(tmp_path:
     fake_sweep(tmp_path / "s", {"x": {"axes": axes}, "not-yet": {"axes": axes}})
     [table] = tables(collect([tmp_path / "s"]))
     assert [name for name, _ in table.rows] == ["unedited", "my memit (unfinished)"]
+
+
+def test_general_ability_is_a_table_of_its_own(tmp_path: Path) -> None:
+    fake_run(tmp_path / "a", [1, 1], {1: [1], 2: [1, 1]}, ability={0: 0.8, 1: 0.7, 2: 0.4})
+    fake_run(tmp_path / "b", [1, 1], {1: [1], 2: [1, 1]}, policy="prune", ability={0: 0.8, 1: 0.75, 2: 0.7})
+    lines = markdown(tables(collect([tmp_path]), "retained", ["nli@1"]), interval=True).splitlines()
+    assert "general ability, with the model after T edits" in lines[0]
+    assert lines[4:] == [
+        "| unedited | 0.800 | 0.800 |",
+        "| MEMIT | 0.700 [0.600, 0.800] | 0.400 [0.300, 0.500] |",
+        "| MEMIT + PRUNE | 0.750 [0.650, 0.850] | 0.700 [0.600, 0.800] |",
+    ]
+    assert [row.protocol for row in compare(tmp_path / "a", tmp_path / "b").rows] == [PROTOCOL] * 2
 
 
 def test_a_roll_backs_scores_are_a_table_of_their_own(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from everedit.errors import EditError
 from everedit.evaluation import GENERAL, JudgeConfig
 from everedit.evaluation.ability import AbilityConfig
 
-__all__ = ["RunConfig", "StatsConfig", "apply_settings", "problems_of", "put", "read_yaml"]
+__all__ = ["RunConfig", "StatsConfig", "apply_settings", "parse_setting", "problems_of", "put", "read_yaml"]
 
 
 class StatsConfig(BaseModel):
@@ -114,11 +114,16 @@ def apply_settings(values: dict[str, Any], settings: list[str]) -> None:
     Values are read as YAML, so ``[1, 2]``, ``true`` and ``1e-3`` mean what they look like.
     """
     for setting in settings:
-        path, equals, text = setting.partition("=")
-        if not equals or not path:
-            what = f"'{setting}' is not of the form key=value"
-            raise EditError(what=what, where="--set", fix="for example --set policy.lam=10")
-        put(values, path, yaml.safe_load(text))
+        put(values, *parse_setting(setting))
+
+
+def parse_setting(setting: str) -> tuple[str, Any]:
+    """Return the dotted path and the value of a ``key=value``. Raises :class:`EditError` if it is none."""
+    path, equals, text = setting.partition("=")
+    if not equals or not path:
+        what = f"'{setting}' is not of the form key=value"
+        raise EditError(what=what, where="--set", fix="for example --set policy.lam=10")
+    return path, yaml.safe_load(text)
 
 
 def put(values: dict[str, Any], path: str, value: Any) -> None:

@@ -167,15 +167,15 @@ def _entry(runs: list[Result], protocol: str, metric: str, mark: int, when: When
 
 
 def _interval(runs: list[Result], protocol: str, metric: str, mark: int, when: When) -> tuple[float, float] | None:
-    if (
-        len(runs) == 1
-        and mark > 1
-        and when == "retained"
-        and (kept := runs[0].interval(protocol, metric, mark)) is not None
-    ):
-        return kept
+    of_edits = protocol not in runs[0].abilities
+    if mark == 1 and of_edits:
+        # One edit says nothing about how another would have fared.
+        return None
+    if len(runs) == 1 and (when == "retained" or not of_edits):
+        kept = runs[0].interval(protocol, metric, mark)
+        if kept is not None:
+            return kept
     samples = [[v for v in run.by_edit(protocol, metric, mark, when) if v is not None] for run in runs]
-    # One edit says nothing about how another would have fared.
     return bootstrap_interval(samples) if min(map(len, samples)) > 1 else None
 
 

@@ -17,13 +17,15 @@ from everedit.data import data_set, load_edits
 from everedit.engine.settings import validated
 from everedit.errors import EditError, EvereditError, NotApplicable
 from everedit.evaluation import FOR_ANY_DATA
-from everedit.experiments.config import RunConfig, apply_settings, problems_of, put
+from everedit.experiments.config import RunConfig, parse_setting, problems_of, put
 from everedit.experiments.sweeps.config import AXES, Choice, SweepConfig, check_keys
 from everedit.fitting import require_batches, require_fitting
 from everedit.methods import method_class
 from everedit.policies import make_policy
 
 __all__ = ["Cell", "cells_of"]
+
+_GROUPS = ("stats", "ability", "method_settings", "policy_settings")
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,15 @@ class _Source:
     key: str
     settings: dict[str, Any]
 
+    def into(self, values: dict[str, Any]) -> None:
+        """Put the settings into a run's ``values``. What groups settings, as ``stats`` does, adds to the group."""
+        for path, value in self.settings.items():
+            if path in _GROUPS and isinstance(value, dict):
+                for name, held in value.items():
+                    put(values, f"{path}.{name}", held)
+            else:
+                put(values, path, value)
+
 
 def cells_of(sweep: SweepConfig, where: str, settings: Sequence[str] = ()) -> list[Cell]:
     """Return the cells of a sweep, in the order of its axes; ``settings`` (``key=value``) win over all of the file's.
@@ -78,8 +89,7 @@ def cells_of(sweep: SweepConfig, where: str, settings: Sequence[str] = ()) -> li
 
 
 def _overrides(settings: Sequence[str]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    apply_settings(values, list(settings))
+    values = dict(map(parse_setting, settings))
     try:
         return check_keys(values)
     except ValueError as error:
@@ -104,8 +114,7 @@ def _cell(
     sources.append(_Source("--set", overrides))
     values: dict[str, Any] = {}
     for source in sources:
-        for path, value in source.settings.items():
-            put(values, path, value)
+        source.into(values)
     values |= {axis: entries[axis].name for axis in ("model", "method", "policy", "data")}
     values |= {"data_path": entries["data"].path, "seed": entries["seed"]}
     try:
@@ -131,8 +140,7 @@ def _to_blame(sources: list[_Source], heads: set[str]) -> str:
     named = []
     for source in sources:
         values: dict[str, Any] = {}
-        for path, value in source.settings.items():
-            put(values, path, value)
+        source.into(values)
         if heads & values.keys():
             named.append(source.key)
     return " and ".join(named) or "run"

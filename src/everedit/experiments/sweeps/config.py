@@ -103,10 +103,10 @@ class SweepConfig(_Strict):
     def _one_is_a_list_of_one(cls, value: Any) -> Any:
         return _listed(value)
 
-    @field_validator("models", "data", "methods", "policies")
+    @field_validator("models", "data", "methods", "policies", "seeds")
     @classmethod
-    def _told_apart(cls, value: tuple[Choice, ...]) -> tuple[Choice, ...]:
-        names = [choice.called for choice in value]
+    def _told_apart(cls, value: tuple[Choice | int, ...]) -> tuple[Choice | int, ...]:
+        names = [choice.called if isinstance(choice, Choice) else str(choice) for choice in value]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"two entries are called {' and '.join(twice)}: give each a label of its own")
