@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -157,6 +158,21 @@ def test_a_snapshot_that_is_sound_but_another_states_is_found(steady: LanguageMo
         living.replay.keep_snapshot(head, living.replay.state(living.log()[2].id))
     with pytest.raises(LedgerError, match="not the one that was committed"):
         LivingModel.open(tmp_path / "copy", lm=steady)
+
+
+def test_what_a_killed_writer_left_is_removed(steady: LanguageModel, tmp_path: Path) -> None:
+    shutil.copytree(OLD[0], tmp_path / "copy")
+    with LivingModel.open(tmp_path / "copy", lm=steady) as living:
+        used = set(living.blobs.names())
+        stray, _ = living.blobs.put({"t": torch.ones(3)}, {})
+        half = tmp_path / "copy" / "blobs" / "incoming-1234"
+        half.mkdir()
+        (half / "blob").write_bytes(b"half")
+        assert stray in set(living.blobs.names())
+        living.verify()
+        assert set(living.blobs.names()) == used
+        living.undo()
+        assert not half.exists()
 
 
 # --------------------------------------------------------------------------- no room, no right

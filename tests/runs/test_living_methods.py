@@ -10,7 +10,7 @@ import pytest
 from everedit.living import LivingModel
 from everedit.methods import method_class, method_names
 from everedit.models import LanguageModel
-from tests.support.editing import METHOD_SETTINGS, POLICY_SETTINGS, home_town, make_editor
+from tests.support.editing import FAMILY_SETTINGS, METHOD_SETTINGS, POLICY_SETTINGS, home_town, make_editor
 from tests.support.living import fingerprint, make_living
 from tests.support.loading import bits, fresh, same_bits
 
@@ -86,3 +86,35 @@ def test_a_living_model_comes_back_from_disk_bit_for_bit(
         living.add([EDITS[1]], **ALL)
         assert fingerprint(living) == without
     assert same_bits(lm, original)
+
+
+@pytest.mark.parametrize(("family", "dtype", "method"), [("t5", "float32", "ft"), ("gemma2", "bfloat16", "memit")])
+def test_other_families_and_narrow_weights_come_back_too(
+    family: str, dtype: str, method: str, corpus_path: Path, tmp_path: Path
+) -> None:
+    """All gates on but that of what was taught, which a tiny model knows too little for."""
+    lm = fresh(family, dtype)
+    original = bits(lm)
+    settings = FAMILY_SETTINGS.get(family, {}).get(method, METHOD_SETTINGS[method])
+    gates = {"perplexity": 1e9, "took": None}
+    with make_living(
+        tmp_path / "one",
+        corpus_path,
+        method,
+        lm=lm,
+        method_settings=settings,
+        gates=gates,
+        conflicts={"near_key": 0.999},
+    ) as living:
+        for edit in EDITS:
+            living.edit(edit)
+        assert living.log()[0].draft.info["gates"]["perplexity"] > 0
+        state, shown = fingerprint(living), bits(lm)
+    assert same_bits(lm, original)
+    with LivingModel.open(tmp_path / "one", lm=lm) as living:
+        assert fingerprint(living) == state
+        assert same_bits(lm, shown)
+        assert living.config.dtype == dtype
+        assert living.verify() == 2
+        living.undo(2)
+        assert same_bits(lm, original)

@@ -91,8 +91,8 @@ def add(
     bad: list[SetAside] = []
     edits = _from_file(file, on_conflict, lines, bad) if file else [_single(prompt, target, subject, relation)]
     with opened(folder, device) as living, showing_progress() as reporter:
-        reporter.stage("editing")
-        done = living.add(edits, **options)
+        reporter.stage("editing", len(edits))
+        done = living.add(edits, progress=reporter.step, **options)
     done.set_aside = [replace(item, line=lines.get(item.edit.id) if item.edit else None) for item in done.set_aside]
     done.set_aside += bad
     if json:

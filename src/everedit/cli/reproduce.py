@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from everedit.cli.console import friendly, show_json, show_table, terminal
-from everedit.cli.sweep import begin_sweep, execute, report_of, show_plan
+from everedit.cli.sweep import begin_sweep, execute, report_of, show_plan, show_states
 
 if TYPE_CHECKING:
     from everedit.experiments.recipes import Form, Line
@@ -54,7 +54,9 @@ def reproduce(
         return
     place = out or Path("runs") / f"reproduce-{name}{'-small' if small else ''}"
     begin, threads = begin_sweep(place, ready.sweep, cells, chosen.source(name), threads, jobs, resume=resume)
-    folder, states = execute(begin, threads, jobs, gpus=gpus, ray=ray, again=shlex.join(["everedit", *sys.argv[1:]]))
+    words = [*sys.argv[1:], *(() if resume else ("--resume",))]
+    again = shlex.join(["everedit", *words])
+    folder, states = execute(begin, threads, jobs, gpus=gpus, ray=ray, again=again)
     lines = conclude(chosen, name, form, folder.path, ready.notes)
     report = report_of(folder.path)
     if json:
@@ -62,6 +64,8 @@ def reproduce(
         told = {"out": str(folder.path), "cells": cells_ended, "lines": [line.as_dict() for line in lines]}
         show_json({**told, "report": report})
     else:
+        if any(state.status == "failed" for state in states):
+            show_states(folder, states, again)
         _show_lines(lines)
         terminal.print(f"tables: everedit summarize {shlex.quote(str(folder.path))}", soft_wrap=True)
         if report:

@@ -82,7 +82,9 @@ class RunConfig(BaseModel):
 
 def problems_of(error: ValidationError) -> str:
     """Return every problem of a validation on one line, each behind the key that it is about."""
-    return "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+    keys = (".".join(map(str, item["loc"])) for item in error.errors())
+    said = (item["msg"].removeprefix("Value error, ") for item in error.errors())
+    return "; ".join(f"{key}: {text}" if key else text for key, text in zip(keys, said, strict=True))
 
 
 class _Strict(yaml.SafeLoader):

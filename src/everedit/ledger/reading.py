@@ -192,7 +192,8 @@ class Reading:
         """Return the names of all files of tensors that a commit or a snapshot speaks of."""
         with explained(self.folder):
             commits = {json.loads(row[0])["blob"] for row in self.connection.execute("SELECT record FROM commits")}
-        return commits | {blob for _, _, blob, _ in self.snapshots()} | {self.about("pending")}
+        others = {blob for _, _, blob, _ in self.snapshots()} | {str(self.about("pending"))}
+        return (commits | others) - {""}
 
     def size_since(self, number: int) -> int:
         """Return how many bytes the commits of the model's line behind a number take."""

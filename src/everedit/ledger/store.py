@@ -21,6 +21,12 @@ from everedit.ledger.witness import Witness
 __all__ = ["BASE", "Ledger"]
 
 
+# Nothing in the file may act by itself; what was committed is on disk; sorting needs no room there.
+_PRAGMAS = (
+    "trusted_schema = OFF", "journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "temp_store = MEMORY"
+)  # fmt: skip
+
+
 @dataclass
 class Ledger(Reading):
     """The records of a living model."""
@@ -70,7 +76,7 @@ class Ledger(Reading):
         with explained(folder):
             connection = sqlite3.connect(file, isolation_level=None, timeout=30)
             try:
-                for pragma in ("trusted_schema = OFF", "journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+                for pragma in _PRAGMAS:
                     connection.execute(f"PRAGMA {pragma}")
             except sqlite3.Error:
                 connection.close()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from everedit.errors import LedgerError
 from everedit.ledger.records import HeldEdit
 from everedit.ledger.steps import hashes_of
 from everedit.outcome import StreamState
@@ -85,6 +87,16 @@ def verify(living: LivingModel, progress: Callable[[int], object]) -> int:
         progress(count)
     # Every file that any line speaks of must be sound, not only those of the present one.
     for blob in living.ledger.blobs_in_use():
-        if blob:
-            living.blobs.get(blob)
+        living.blobs.get(blob)
+    # If another process is writing, or this one may not, what is left over stays for another time.
+    with suppress(LedgerError), living.lock.held():
+        _collect(living)
     return count
+
+
+def _collect(living: LivingModel) -> None:
+    """Remove the files of commits that were never made, since the process that was making them was killed."""
+    used = living.ledger.blobs_in_use()
+    for blob in living.blobs.names():
+        if blob not in used:
+            living.blobs.drop(blob)

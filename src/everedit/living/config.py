@@ -97,9 +97,18 @@ class LivingConfig(BaseModel):
             update={
                 "model": str(folder.resolve()) if folder.is_dir() else self.model,
                 "dtype": str(lm.dtype).removeprefix("torch."),
-                "method_settings": editor.method.config.model_dump(mode="json"),
+                "method_settings": _absolute(editor.method.config.model_dump(mode="json")),
                 "policy_settings": editor.policy.settings,
                 "stats": stats,
                 "conflicts": self.conflicts.resolved(by_subject=editor.method.traits.needs_subject),
             }
         )
+
+
+def _absolute(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings whose files and folders are found from anywhere."""
+    found = dict(settings)
+    for name, value in settings.items():
+        if (name == "checkpoint" or name.endswith("path")) and isinstance(value, str):
+            found[name] = str(Path(value).expanduser().resolve())
+    return found

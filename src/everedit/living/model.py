@@ -197,13 +197,15 @@ class LivingModel:
         with self.writing(float(options.get("wait", 0.0))):
             return writing.edit(self, batch, Options.of(options))
 
-    def add(self, edits: Sequence[Edit], **options: Any) -> Added:
+    def add(
+        self, edits: Sequence[Edit], *, progress: Callable[[int], object] = lambda done: None, **options: Any
+    ) -> Added:
         """Make edits one after another, or ``batch`` at a time, each its own commit; set aside what cannot be made.
 
         Options are those of :class:`everedit.living.screening.Options`. What was committed stays, whatever comes next.
         """
         with self.writing(float(options.get("wait", 0.0))):
-            return writing.add(self, list(edits), Options.of(options))
+            return writing.add(self, list(edits), Options.of(options), progress)
 
     @contextmanager
     def trial(self, edits: Edit | Sequence[Edit], *, score: bool = True) -> Iterator[EditResult]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -98,7 +98,9 @@ class Writer:
         config = self.living.config.gates
         if config.lost is None:
             return []
-        drawn = [item.edit for item in self.living.ledger.held.sample(config.sample, self.parent)]
+        # Not seeded with an id, which holds the time: a stream that is made again is judged by the same edits.
+        seed = str(self.living.number + len(self.drafts))
+        drawn = [item.edit for item in self.living.ledger.held.sample(config.sample, seed)]
         return [edit for edit, held in zip(drawn, held_by(self.living.lm, drawn), strict=True) if held] if drawn else []
 
     def stage_change(self, kind: Literal["forget", "import"], start: StreamState, commit: Commit, **more: Any) -> None:
@@ -160,7 +162,7 @@ def edit(living: LivingModel, edits: list[Edit], options: Options) -> list[Commi
     return writer.commit()
 
 
-def add(living: LivingModel, edits: list[Edit], options: Options) -> Added:
+def add(living: LivingModel, edits: list[Edit], options: Options, progress: Callable[[int], object]) -> Added:
     """Make the edits that can be made, and say of the others why not."""
     living.editor.require_batches(options.batch)
     living.editor.prepare()
@@ -168,6 +170,7 @@ def add(living: LivingModel, edits: list[Edit], options: Options) -> Added:
     queue = [item for item in edits if not screen.sort_out(item, done)]
     singly = 0
     while queue and not done.stopped:
+        progress(len(edits) - len(queue))
         group: list[Edit] = []
         clashes: list[Conflict] = []
         while queue and len(group) < (1 if singly else options.batch):

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from everedit.errors import RunFolderError
 from everedit.report.results import Scores, mapping, mean, number
 from everedit.report.run_files import Record, RunFiles, load_object, load_run
+from everedit.report.sweep_files import CELLS, MANIFEST
 from everedit.report.wording import printed
 
 __all__ = ["ROLLBACK", "Cost", "Result", "When", "collect", "flattened", "named"]
@@ -42,10 +43,10 @@ class Result:
     folder: Path
     axes: dict[str, str]
     settings: Record
-    single: bool
-    finished: bool
-    cost: Cost
-    growth: dict[str, list[tuple[int, float]]]
+    single: bool = False
+    finished: bool = True
+    cost: Cost = Cost(None, None)
+    growth: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     unedited_ability: Record = field(default_factory=dict, repr=False)
     _files: RunFiles | None = field(default=None, repr=False)
     _rollback: Record = field(default_factory=dict, repr=False)
@@ -124,10 +125,6 @@ class Result:
         ends = [number(value) for value in kept] if isinstance(kept, list) else []
         return (ends[0], ends[1]) if len(ends) == 2 and ends[0] is not None and ends[1] is not None else None
 
-    def contradicted(self, mark: int) -> int:
-        """Return how many of the first ``mark`` edits a later one contradicts."""
-        return int(number(self._checkpoint(mark).get("contradicted")) or 0)
-
     def _ability(self, task: str, mark: int, part: str) -> Record:
         return mapping(mapping(mapping(self._checkpoint(mark).get("ability")).get(task)).get(part))
 
@@ -181,10 +178,10 @@ def _results(folder: Path) -> list[Result]:
 
 
 def _below(folder: Path) -> Iterator[Result]:
-    manifest = load_object(folder / "sweep.json")
+    manifest = load_object(folder / MANIFEST)
     if manifest is not None:
         for cell in manifest.get("cells", []):
-            yield from _one(folder / "cells" / str(cell.get("name")), mapping(cell.get("axes")))
+            yield from _one(folder / CELLS / str(cell.get("name")), mapping(cell.get("axes")))
     elif (folder / "config.json").exists() or (folder / "rollback.json").exists():
         yield from _one(folder, {})
     elif folder.is_dir():
@@ -196,15 +193,22 @@ def _one(folder: Path, axes: Record) -> Iterator[Result]:
     rollback = load_object(folder / "rollback.json")
     if rollback is not None:
         config = mapping(rollback.get("config"))
-        yield Result(folder, {**_axes(config), **axes}, config, False, True, Cost(None, None), {}, _rollback=rollback)
+        yield Result(folder, {**_axes(config), **axes}, config, _rollback=rollback)
     elif (folder / "config.json").exists():
         files = load_run(folder)
         config = mapping(files.config.get("run")) or _from_description(files.config)
         if files.edits:
-            single = bool(config.get("single"))
-            ability = load_object(folder / "ability.json") or {}
-            told = config, single, files.finished, _cost(files), _growth(files), ability
-            yield Result(folder, {**_axes(config), **axes}, *told, _files=files)
+            yield Result(
+                folder,
+                {**_axes(config), **axes},
+                config,
+                single=bool(config.get("single")),
+                finished=files.finished,
+                cost=_cost(files),
+                growth=_growth(files),
+                unedited_ability=load_object(folder / "ability.json") or {},
+                _files=files,
+            )
 
 
 def _axes(config: Record) -> dict[str, str]:
@@ -260,8 +264,7 @@ def named(results: Sequence[Result]) -> dict[str, list[Result]]:
         lines.setdefault(result.line, {}).setdefault(_identity(result), []).append(result)
     found: dict[str, list[Result]] = {}
     for line, variants in lines.items():
-        for (name, runs), _ in zip(_told_apart(line, list(variants.values())), variants, strict=True):
-            found[name] = runs
+        found.update(_told_apart(line, list(variants.values())))
     return found
 
 

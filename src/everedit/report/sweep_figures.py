@@ -66,12 +66,12 @@ class Drawn:
 
 def figures(results: Sequence[Result], when: When = "retained", protocols: Sequence[str] = ()) -> list[Drawn]:
     """Return all figures that the results have numbers for, by model and data set."""
-    places: dict[tuple[str, str], list[Result]] = {}
+    places: dict[tuple[str, str, bool], list[Result]] = {}
     for result in results:
-        places.setdefault((result.axes["model"], result.axes["data"]), []).append(result)
+        places.setdefault((result.axes["model"], result.axes["data"], result.single), []).append(result)
     found: list[Drawn] = []
-    for (model, data), group in places.items():
-        place = f"{Path(model).name}, {data}"
+    for (model, data, single), group in places.items():
+        place = f"{Path(model).name}, {data}{', single edits' if single else ''}"
         names = list(dict.fromkeys(name for result in group for name in result.protocols))
         chosen = [name for name in names if not protocols or name in protocols]
         tasks = [name for name in chosen if any(name in result.abilities for result in group)]
@@ -284,7 +284,7 @@ def _costs(results: list[Result], place: str) -> list[Drawn]:
 def _bars(bars: Sequence[tuple[str, dict[str, float]]]) -> Figure:
     names = list(bars[0][1])
     height = 0.26 * len(names) + 0.8
-    figure = blank(9.2, height)
+    figure = blank(_WIDTH, height)
     figure.subplots_adjust(left=0.22, right=0.97, top=1 - 0.32 / height, bottom=0.3 / height, wspace=0.12)
     for place, (title, found) in enumerate(bars):
         axes = styled(figure.add_subplot(1, len(bars), place + 1))

@@ -13,18 +13,16 @@ from everedit.report.pages import REPORT_NAME, readable, write_page
 from everedit.report.results import mapping
 from everedit.report.run_files import Record, load_object
 from everedit.report.sweep_figures import Drawn, figures
+from everedit.report.sweep_files import CELLS, ERROR, MANIFEST, cell_status, read_if_there, why_failed
 from everedit.report.tables import Table, tables
 from everedit.report.wording import explain
 
 __all__ = ["is_sweep", "write_sweep_report"]
 
-_MANIFEST = "sweep.json"
-_RESULTS = {"run": "summary.json", "rollback": "rollback.json"}
-
 
 def is_sweep(folder: Path) -> bool:
     """Whether a folder is a sweep's."""
-    return (folder / _MANIFEST).exists()
+    return (folder / MANIFEST).exists()
 
 
 def write_sweep_report(folder: Path) -> Path:
@@ -34,7 +32,7 @@ def write_sweep_report(folder: Path) -> Path:
         RunFolderError: the folder holds no sweep, a file in it is malformed, or the page cannot be written.
         EvereditError: the ``report`` extra is not installed.
     """
-    manifest = load_object(folder / _MANIFEST)
+    manifest = load_object(folder / MANIFEST)
     if manifest is None:
         raise RunFolderError(
             what="there is no sweep here", where=str(folder), fix="give the folder that `everedit sweep` wrote"
@@ -44,12 +42,11 @@ def write_sweep_report(folder: Path) -> Path:
 
 def _page(folder: Path, manifest: Record) -> dict[str, Any]:
     cells = [_cell(folder, manifest, cell) for cell in manifest.get("cells", [])]
-    results = collect([folder]) if any((folder / "cells" / cell["name"]).is_dir() for cell in cells) else []
-    counts = {status: sum(cell["status"] == status for cell in cells) for status in ("done", "failed", "skipped")}
-    counts["unfinished"] = len(cells) - sum(counts.values())
+    results = collect([folder]) if any((folder / CELLS / cell["name"]).is_dir() for cell in cells) else []
+    counts = Counter(cell["status"] for cell in cells)
     return {
         "title": readable(manifest.get("title") or folder.name),
-        "lead": ", ".join(f"{count} {status}" for status, count in counts.items() if count),
+        "lead": ", ".join(f"{count} {status}" for status, count in counts.items()),
         "facts": _facts(cells),
         "failures": [cell for cell in cells if cell["status"] == "failed"],
         "tables": [_table(table) for table in tables(results)],
@@ -81,26 +78,20 @@ def _reproduction(folder: Path) -> dict[str, Any] | None:
 
 def _cell(folder: Path, manifest: Record, cell: Record) -> dict[str, Any]:
     name, axes = str(cell.get("name")), mapping(cell.get("axes"))
-    place = folder / "cells" / name
-    error = load_object(place / "error.json")
-    note = ""
-    if cell.get("skipped"):
-        status, note = "skipped", str(cell["skipped"])
-    elif (place / _RESULTS.get(str(manifest.get("kind")), "summary.json")).exists():
-        status = "done"
-    elif error is not None:
-        status, note = "failed", f"{error.get('error')}: {error.get('what')}"
-    else:
-        status = "unfinished"
+    place = folder / CELLS / name
+    skipped = str(cell.get("skipped") or "")
+    status = cell_status(place, str(manifest.get("kind")), skipped)
+    error = read_if_there(place / ERROR) if status == "failed" else {}
     page = place / REPORT_NAME
     return {
         "name": name,
         "axes": {axis: readable(value) for axis, value in axes.items()},
-        "status": status,
-        "note": readable(note),
-        "where": readable(mapping(error).get("where")),
-        "fix": readable(mapping(error).get("fix")),
-        "link": f"cells/{name}/{REPORT_NAME}" if page.exists() else None,
+        # No process is at work on a page's cells: those that wait were begun, or not yet.
+        "status": "unfinished" if status == "waiting" else status,
+        "note": readable(why_failed(place) if error else skipped),
+        "where": readable(error.get("where")),
+        "fix": readable(error.get("fix")),
+        "link": f"{CELLS}/{name}/{REPORT_NAME}" if page.exists() else None,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from typing import Any
 
@@ -25,6 +26,8 @@ class RayWorkers:
     """
 
     def __init__(self, address: str, jobs: int, threads: int, gpus: float = 0.0) -> None:
+        # Nothing is reported to anyone; a cluster that exists has its own rule.
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
             import ray
         except ImportError as error:

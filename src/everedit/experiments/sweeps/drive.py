@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from everedit.experiments.sweeps.cells import Cell
-from everedit.experiments.sweeps.folder import Status, SweepFolder
-from everedit.experiments.sweeps.work import ERROR, PROGRESS, Job
+from everedit.experiments.sweeps.folder import SweepFolder
+from everedit.experiments.sweeps.work import Job
 from everedit.experiments.sweeps.workers import Workers
+from everedit.report.sweep_files import ERROR, PROGRESS, Status, read_if_there, why_failed
 
 __all__ = ["CellState", "drive", "states_of"]
 
@@ -91,11 +91,7 @@ def states_of(folder: SweepFolder) -> list[CellState]:
 
 def _state(folder: SweepFolder, cell: Cell) -> CellState:
     status = folder.status(cell)
-    note = cell.skipped
-    if status == "failed":
-        found = _read(folder.cell(cell) / ERROR)
-        note = f"{found.get('error', 'failed')}: {found.get('what', 'unknown')}"
-    return CellState(cell, status, note=note)
+    return CellState(cell, status, note=why_failed(folder.cell(cell)) if status == "failed" else cell.skipped)
 
 
 def _job(folder: SweepFolder, cell: Cell) -> Job:
@@ -113,14 +109,5 @@ def _job(folder: SweepFolder, cell: Cell) -> Job:
 
 
 def _progress(folder: Path) -> dict[str, Any]:
-    found = _read(folder / PROGRESS)
+    found = read_if_there(folder / PROGRESS)
     return {"stage": "starting", **{key: found[key] for key in ("stage", "done", "total", "note") if key in found}}
-
-
-def _read(file: Path) -> dict[str, Any]:
-    """Return the object in a small file that may not be there, or not yet."""
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}

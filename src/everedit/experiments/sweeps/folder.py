@@ -8,20 +8,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from everedit._version import __version__
 from everedit.cache import held, write_json
 from everedit.errors import CacheError, RunFolderError
 from everedit.experiments.sweeps.cells import Cell
+from everedit.report.sweep_files import CELLS, MANIFEST, Status, cell_status
 
-__all__ = ["MANIFEST", "RESULTS", "Manifest", "Status", "SweepFolder"]
-
-MANIFEST = "sweep.json"
-RESULTS = {"run": "summary.json", "rollback": "rollback.json"}
-"""The file that a finished cell of each kind has."""
-
-Status = Literal["waiting", "running", "done", "failed", "skipped"]
+__all__ = ["Manifest", "SweepFolder"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +34,6 @@ class Manifest:
     cwd: str = ""
     source: str = ""
     command: str = ""
-    recipe: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, with what wrote them and when."""
@@ -114,18 +108,14 @@ class SweepFolder:
 
     def cell(self, cell: Cell) -> Path:
         """Return a cell's run folder."""
-        return self.path / "cells" / cell.name
+        return self.path / CELLS / cell.name
 
     def status(self, cell: Cell) -> Status:
         """Return how far a cell is, as its folder tells; it cannot tell whether a process is at work on it."""
-        if cell.skipped:
-            return "skipped"
-        if (self.cell(cell) / RESULTS[self.manifest.kind]).exists():
-            return "done"
-        return "failed" if (self.cell(cell) / "error.json").exists() else "waiting"
+        return cell_status(self.cell(cell), self.manifest.kind, cell.skipped)
 
     def strays(self) -> list[str]:
         """Return the cells on disk that the sweep does not have, or no longer has."""
         known = {cell.name for cell in self.manifest.cells}
-        folders = (self.path / "cells").glob("*")
+        folders = (self.path / CELLS).glob("*")
         return sorted(folder.name for folder in folders if folder.is_dir() and folder.name not in known)

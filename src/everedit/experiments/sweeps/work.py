@@ -16,12 +16,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from everedit.cache import write_json
 from everedit.errors import EvereditError
+from everedit.experiments.config import RunConfig
+from everedit.experiments.rollback import rollback_run
+from everedit.experiments.run import resume, start
+from everedit.report import can_report, write_report
+from everedit.report.sweep_files import ERROR, PROGRESS
 
-__all__ = ["ERROR", "PROGRESS", "Job", "failure", "work"]
+__all__ = ["Job", "failure", "work"]
 
-ERROR, PROGRESS = "error.json", "progress.json"
 _SECONDS_BETWEEN_SIGNS = 0.5
 
 
@@ -92,22 +98,16 @@ def failure(kind: str, what: str, where: str = "", fix: str = "") -> dict[str, A
 
 
 def _make(job: Job, folder: Path) -> None:
-    # Here and not above: a worker says that it is alive before it loads what it works with.
-    import torch
-
-    from everedit import experiments
-    from everedit.report import can_report, write_report
-
     torch.set_num_threads(job.threads)
-    config = experiments.RunConfig.model_validate(job.config)
+    config = RunConfig.model_validate(job.config)
     signs = _Signs(folder)
     if job.kind == "rollback":
-        experiments.rollback_run(config, job.untouched, folder, signs)
+        rollback_run(config, job.untouched, folder, signs)
         return
     if (folder / "config.json").exists():
-        experiments.resume(folder, reporter=signs)
+        resume(folder, reporter=signs)
     else:
-        experiments.start(config, folder, reporter=signs, command=job.command)
+        start(config, folder, reporter=signs, command=job.command)
     if can_report():
         write_report(folder)
 

@@ -9,11 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
 from everedit.cache import write_json
-from everedit.experiments.sweeps.work import ERROR, PROGRESS, Job, failure
+from everedit.experiments.sweeps.work import Job, failure
+from everedit.report.sweep_files import ERROR, PROGRESS
 
 __all__ = ["LocalWorkers", "Workers", "lost"]
 
@@ -71,8 +73,10 @@ class LocalWorkers:
                 start_new_session=True,
             )
         assert process.stdin is not None
-        process.stdin.write(json.dumps(job.as_dict()) + "\n")
-        process.stdin.flush()
+        # One that has ended before it could read its job is found among those that have ended.
+        with suppress(BrokenPipeError):
+            process.stdin.write(json.dumps(job.as_dict()) + "\n")
+            process.stdin.flush()
         self._running.append((job, process, gpu))
 
     def ended(self, seconds: float) -> list[Job]:
@@ -117,12 +121,9 @@ def _drop_if_empty(file: Path) -> None:
 
 
 def _shut(process: subprocess.Popen[str]) -> None:
-    try:
-        if process.stdin is not None:
+    if process.stdin is not None:
+        with suppress(BrokenPipeError):
             process.stdin.close()
-    except BrokenPipeError:
-        # It ended before it had read its job.
-        pass
 
 
 def _how_it_ended(code: int) -> str:
