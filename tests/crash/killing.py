@@ -18,6 +18,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -31,8 +32,6 @@ from tests.support import tiny
 from tests.support.living import fingerprint, make_living, stream
 
 Say = Callable[..., None]
-_A_COMMIT = 0.012
-"""Seconds within which a commit is written, from its first tensor on."""
 
 
 def forked(work: Callable[[Say], None]) -> tuple[int, int]:
@@ -102,7 +101,7 @@ def editing(folder: Path, lm: LanguageModel, edits: list[Edit]) -> Callable[[Say
         put = Blobs.put
 
         def told(self: Blobs, *args: Any) -> tuple[str, int]:
-            say("writing")
+            say("writing", time.monotonic())
             return put(self, *args)
 
         Blobs.put = told  # type: ignore[method-assign]
@@ -112,6 +111,7 @@ def editing(folder: Path, lm: LanguageModel, edits: list[Edit]) -> Callable[[Say
                 if edit.id not in held:
                     [_] = living.add([edit], again=True).commits
                     say("acknowledged", edit.id)
+                    say("at", time.monotonic())
             say("end", fingerprint(living))
 
     return work
@@ -128,12 +128,19 @@ def require_prefix(folder: Path, edits: list[Edit], acknowledged: list[str]) -> 
     return len(held)
 
 
-def whole_stream(folder: Path, lm: LanguageModel, edits: list[Edit]) -> dict[str, str]:
-    """Return what a stream that nobody kills comes to."""
+def whole_stream(folder: Path, lm: LanguageModel, edits: list[Edit]) -> tuple[dict[str, str], float]:
+    """Return what a stream that nobody kills comes to, and the seconds in which a commit of it is written."""
     child, pipe = forked(editing(folder, lm, edits))
     said = heard(pipe)
     assert os.waitpid(child, 0)[1] == 0
-    return dict(said[-1][1])
+    began, times = 0.0, []
+    for kind, value in said:
+        # The first tensor is when a commit's writing begins.
+        began = began or (value if kind == "writing" else 0.0)
+        if kind == "at":
+            times.append(value - began)
+            began = 0.0
+    return dict(said[-1][1]), median(times) if times else 0.0
 
 
 def kill_a_stream(root: Path, corpus: Path, lm: LanguageModel, method: str, policy: str, edits: list[Edit], kills: int,
@@ -143,13 +150,13 @@ def kill_a_stream(root: Path, corpus: Path, lm: LanguageModel, method: str, poli
     for name in ("killed", "whole"):
         make_living(root / name, corpus, method, policy, lm=lm, **options).close()
     begun = time.monotonic()
-    whole = whole_stream(root / "whole", lm, edits)
+    whole, a_commit = whole_stream(root / "whole", lm, edits)
     an_edit = (time.monotonic() - begun) / len(edits)
     acknowledged: list[str] = []
     finished = False
     while seen["kills"] < kills:
         inside = seen["kills"] % 2 == 0
-        delay = draw.uniform(0, _A_COMMIT) if inside else draw.uniform(0, 3 * an_edit)
+        delay = draw.uniform(0, a_commit) if inside else draw.uniform(0, 3 * an_edit)
         finished, said = killed(editing(root / "killed", lm, edits), delay, b"writing" if inside else b"")
         acknowledged += [value for kind, value in said if kind == "acknowledged"]
         # What was written but not acknowledged counts from now on: it is there.
@@ -161,7 +168,7 @@ def kill_a_stream(root: Path, corpus: Path, lm: LanguageModel, method: str, poli
         seen["after writing began"] += bool(said) and said[-1][0] == "writing"
         seen["acknowledged by a killed process"] += any(kind == "acknowledged" for kind, _ in said)
     seen["left to do"] = len(edits) - len(acknowledged)
-    assert whole_stream(root / "killed", lm, edits) == whole
+    assert whole_stream(root / "killed", lm, edits)[0] == whole
     with LivingModel.open(root / "killed", lm=lm) as living:
         assert fingerprint(living) == whole
         assert living.verify() == len(edits)

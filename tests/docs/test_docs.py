@@ -52,6 +52,7 @@ def test_commands_run_as_written(page: Path, tmp_path: Path) -> None:
     """
     for text in blocks(page, "yaml"):
         if name := re.match(r"# (\S+\.yaml)\n", text):
+            (tmp_path / name[1]).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name[1]).write_text(text, encoding="utf-8")
     for line in EVEREDIT[page]:
         words = [word for part in shlex.split(line) for word in (sorted(glob(part, root_dir=tmp_path)) or [part])]
