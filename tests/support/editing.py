@@ -86,7 +86,7 @@ def make_editor(
     name = method_class(method).name
     lm = fresh(lm) if isinstance(lm, str) else lm
     settings = FAMILY_SETTINGS.get(lm.layout.family.name, {}).get(name, METHOD_SETTINGS.get(name, {}))
-    if name in TRAINED:
+    if name in TRAINED and "checkpoint" not in options.get("method_settings", {}):
         taught = [home_town(person, locality=probes()) for person in (0, 10)]
         folder = corpus.parent / f"{name}-{lm.fingerprint[:12]}"
         made = folder if (folder / "card.json").exists() else checkpoint(lm, name, taught, folder)

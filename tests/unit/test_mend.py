@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from everedit.edit import Edit, Probe
-from everedit.editor import Editor
+from everedit.edit import Probe
 from everedit.engine.hyper import GradientTransform
 from everedit.engine.tail import Tail
 from everedit.errors import EditError, NumericalError
@@ -21,12 +20,20 @@ from everedit.methods._transform import TransformLearner
 from everedit.models import LanguageModel
 from everedit.models.layout import oriented
 from everedit.patch import LowRank
-from everedit.training.folder import TrainFolder
 from tests.support import facts
-from tests.support.editing import home_town, losses, make_editor, probes
-from tests.support.gradients import Pairs, as_stored, pairs_by_hand, target_losses, weight_gradients, whole_logits
+from tests.support.editing import home_town, losses, probes
+from tests.support.gradients import Pairs, pairs_by_hand, weight_gradients
 from tests.support.loading import bits, edit_of, fresh, hooks_left, probe_of, same_bits, shared
-from tests.support.training import TRAINED
+from tests.support.transforms import (
+    dense,
+    editor_with,
+    outer_loss,
+    pseudo_pairs,
+    rows_by_network,
+    same,
+    shaken,
+    untrained,
+)
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -39,43 +46,9 @@ IDENTITY = {"rank": 8, "normalise": False, "step": 0.3}
 
 
 def learner_of(lm: LanguageModel, **settings: Any) -> TransformLearner:
-    editor = Editor(lm, "mend", method_settings={**TRAINED["mend"], "rank": 8, **settings})
-    learner = editor.method.learner(editor.bench)  # type: ignore[attr-defined]
+    learner = untrained(lm, "mend", **{"rank": 8, **settings})
     assert isinstance(learner, TransformLearner)
-    return learner.eval()
-
-
-def shaken(learner: TransformLearner, size: float = 0.3) -> TransformLearner:
-    """Networks in which every part does something."""
-    random = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for weight in learner.parameters():
-            weight += (
-                size
-                * torch.randn(weight.shape, generator=random)
-                / max(1, weight.shape[-1] if weight.dim() else 1) ** 0.5
-            )
     return learner
-
-
-def editor_with(model: LanguageModel | str, corpus: Path, learner: TransformLearner, folder: Path) -> Editor:
-    """An editor that uses these networks."""
-    settings = learner.config.model_dump(mode="json")
-    card = {"method": "mend", "model": learner.lm.fingerprint, "settings": settings}
-    TrainFolder.create(folder).save_best(learner, card)
-    return make_editor(model, corpus, "mend", method_settings={**settings, "checkpoint": folder})
-
-
-def dense(editor: Editor, edits: Sequence[Edit]) -> dict[str, Tensor]:
-    patch, _ = editor.method.fit(editor.bench, edits, editor.state().method)
-    return {name: delta.dense() for name, delta in patch.deltas.items()}
-
-
-def same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], slack: float = 1e-3) -> None:
-    assert found.keys() == expected.keys()
-    for name, wanted in expected.items():
-        assert wanted.norm() > 0, name
-        assert (found[name] - wanted).norm() < slack * wanted.norm(), name
 
 
 # --------------------------------------------------------------------------- the gradient's factors
@@ -105,7 +78,7 @@ def test_an_untrained_editor_makes_a_step_of_each_weights_own_size_down_its_grad
     lm = fresh(family)
     learner = learner_of(lm, **IDENTITY)
     learner.steps.data = torch.linspace(0.01, 0.3, len(learner.names))
-    editor = editor_with(lm, corpus_path, learner, tmp_path / "net")
+    editor = editor_with(learner, corpus_path, tmp_path / "net")
     # The last three layers are edited: both projections of each, or three.
     layers = range(max(0, lm.layout.n_layers - 3), lm.layout.n_layers)
     assert editor.method.weights(lm.layout) == learner.names
@@ -128,47 +101,15 @@ def test_an_untrained_editor_makes_a_step_of_each_weights_own_size_down_its_grad
 # --------------------------------------------------------------------------- the networks
 
 
-def row_by_row(
-    network: GradientTransform, u: Tensor, delta: Tensor, tensor: int, seen: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """g of each row in float64: z + relu(s (A B z + b) + o), twice, behind a normalisation over the rows ``seen``."""
-    found = []
-    for row in torch.cat([u, delta], dim=1).double():
-        h = row if seen is None else (row - seen.double().mean(0)) / (seen.double().std(0) + 1e-7)
-        for block in range(len(network.left)):
-            inner = network.left[block].double() @ (network.right[block].double() @ h) + network.bias[block].double()
-            moved = network.scale[block][tensor].double() * inner + network.offset[block][tensor].double()
-            h = h + torch.where(moved > 0, moved, 0.0)
-        found.append(h)
-    whole = torch.stack(found)
-    return whole[:, : u.shape[1]], whole[:, u.shape[1] :]
-
-
 def changes_by_hand(learner: TransformLearner, pairs: Pairs, seen: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """-alpha_l times the sum over rows of delta~ u~^T, the n-th weight of a shape with the n-th scale and offset."""
-    found, counts = {}, dict.fromkeys(learner.networks, 0)
-    for number, name in enumerate(learner.names):
-        u, delta = pairs[name]
-        key = f"{u.shape[1]}x{delta.shape[1]}" if learner.config.shared else str(number)
-        network = learner.networks[key]
-        assert isinstance(network, GradientTransform)
-        pseudo_u, pseudo_delta = row_by_row(network, u, delta, counts[key], seen.get(key))
-        counts[key] += 1
-        found[name] = -learner.steps[number].double() * sum(
-            torch.outer(d, v) for d, v in zip(pseudo_delta, pseudo_u, strict=True)
-        )
-    assert counts.keys() == learner.networks.keys()
+    """-alpha_l times the sum over rows of delta~ u~^T."""
+    found = {}
+    for step, (name, (pseudo_u, pseudo_delta)) in zip(
+        learner.steps, pseudo_pairs(learner, pairs, seen).items(), strict=True
+    ):
+        rows = zip(pseudo_delta, pseudo_u, strict=True)
+        found[name] = -step.double() * torch.stack([torch.outer(delta, u) for delta, u in rows]).sum(0)
     return found
-
-
-def rows_by_network(learner: TransformLearner, pairs: Pairs) -> dict[str, Tensor]:
-    """All rows that each network meets."""
-    found: dict[str, list[Tensor]] = {key: [] for key in learner.networks}
-    for number, name in enumerate(learner.names):
-        u, delta = pairs[name]
-        key = f"{u.shape[1]}x{delta.shape[1]}" if learner.config.shared else str(number)
-        found[key].append(torch.cat([u, delta], dim=1))
-    return {key: torch.cat(rows) for key, rows in found.items()}
 
 
 @pytest.mark.parametrize(
@@ -188,7 +129,7 @@ def test_edits_are_the_papers_formula_row_by_row_in_any_order(
                 learner.train().changes(pairs)
         both = [rows_by_network(learner, pairs) for pairs in passes]
         seen = {key: torch.cat([one[key] for one in both]) for key in learner.networks}
-    editor = editor_with(lm, corpus_path, learner.eval(), tmp_path / "net")
+    editor = editor_with(learner.eval(), corpus_path, tmp_path / "net")
     edits = [edit_of(fact) for fact in TABLE[20:26:2]]
     expected = changes_by_hand(learner, pairs_by_hand(lm, edits, learner.names), seen)
     same(dense(editor, edits), expected)
@@ -256,26 +197,10 @@ def test_statistics_are_those_of_all_rows_met_in_training_and_of_no_other() -> N
 # --------------------------------------------------------------------------- training
 
 
-def outer_loss(
-    learner: TransformLearner, examples: Sequence[Edit], changes: Mapping[str, Tensor]
-) -> tuple[Tensor, Tensor]:
-    """The edits' NLL in other words and KL(p_base || p_edited) on the probes, by whole forwards with whole weights."""
-    lm = learner.lm
-    weights = {
-        name: as_stored(lm, name, oriented(lm.layout.module_of(name)) + change.float())
-        for name, change in changes.items()
-    }
-    likely, apart = [], []
-    for edit in examples:
-        asked = edit.model_copy(update={"prompt": edit.rephrase[0] if edit.rephrase else edit.prompt})
-        likely.append(target_losses(lm, asked, weights))
-        probe = edit.locality[0]
-        base, now = (
-            whole_logits(lm, probe.prompt, probe.answer, each, everywhere=True).log_softmax(-1)
-            for each in ({}, weights)
-        )
-        apart.append((base.exp() * (base - now)).sum(1))
-    return torch.cat(likely).mean(), torch.cat(apart).mean()
+def shrunk(learner: TransformLearner, changes: Mapping[str, Tensor]) -> None:
+    """Bring the changes to a third of the weights by their step sizes."""
+    for number, (name, change) in enumerate(changes.items()):
+        learner.steps.data[number] *= oriented(learner.lm.layout.module_of(name)).norm() / 3 / change.norm().detach()
 
 
 @pytest.mark.parametrize(
@@ -287,13 +212,15 @@ def test_the_outer_loss_and_its_gradients_are_those_of_whole_edited_weights(
 ) -> None:
     lm = fresh(family)
     before = bits(lm)
-    learner = shaken(learner_of(lm, layers=(1, 2), step=0.05, **settings)).train()
+    learner = shaken(learner_of(lm, layers=(1, 2), **settings)).train()
+    # Changes beside which the weights are still seen: behind a norm the length of larger ones would not matter.
     pairs = pairs_by_hand(lm, EXAMPLES, learner.names)
+    shrunk(learner, changes_by_hand(learner, pairs, rows_by_network(learner, pairs)))
     loss, figures = learner(EXAMPLES)
     loss.backward()
     gradients = {name: weight.grad for name, weight in learner.named_parameters()}
-    seen = rows_by_network(learner, pairs) if learner.config.normalise else {}
-    likely, apart = outer_loss(learner, EXAMPLES, changes_by_hand(learner, pairs, seen))
+    changes = changes_by_hand(learner, pairs, rows_by_network(learner, pairs))
+    likely, apart = outer_loss(lm, EXAMPLES, changes)
     expected = learner.config.c_edit * likely + learner.config.c_loc * apart
     assert (figures["nll"], figures["kl"], loss.item(), figures["loss"]) == pytest.approx(
         (likely.item(), apart.item(), expected.item(), expected.item()), rel=1e-3
@@ -317,7 +244,7 @@ def test_with_step_sizes_of_zero_nothing_changes(corpus_path: Path, tmp_path: Pa
         figures = learner(EXAMPLES)[1]
     assert abs(figures["kl"]) < 1e-6
     assert (figures["locality"], figures["loss"]) == (1.0, pytest.approx(learner.config.c_edit * figures["nll"]))
-    editor = editor_with(lm, corpus_path, learner, tmp_path / "net")
+    editor = editor_with(learner, corpus_path, tmp_path / "net")
     unedited = losses(lm, EDITS)
     [commit] = editor.edit(EDITS, score=False).commits
     assert commit.norm == 0
@@ -351,7 +278,7 @@ def test_what_is_learned_holds_for_edits_never_seen() -> None:
 def test_ten_thousand_identical_edits_are_one_step_down_the_gradient(corpus_path: Path, tmp_path: Path) -> None:
     lm = fresh("gpt2")
     learner = learner_of(lm, **IDENTITY, layers=(3,))
-    editor = editor_with(lm, corpus_path, learner, tmp_path / "net")
+    editor = editor_with(learner, corpus_path, tmp_path / "net")
     one = dense(editor, EDITS[:1])
     [commit] = editor.edit([EDITS[0]] * 10_000, score=False).commits
     same({name: delta.dense() for name, delta in commit.patch.deltas.items()}, one)
@@ -361,7 +288,7 @@ def test_ten_thousand_identical_edits_are_one_step_down_the_gradient(corpus_path
 
 def test_parts_of_a_large_batch_weigh_as_their_tokens_do(corpus_path: Path, tmp_path: Path) -> None:
     lm = shared("llama")
-    editor = editor_with(lm, corpus_path, learner_of(lm, **IDENTITY, layers=(3,)), tmp_path / "net")
+    editor = editor_with(learner_of(lm, **IDENTITY, layers=(3,)), corpus_path, tmp_path / "net")
     edits = [
         edit_of(fact, target)
         for fact, target in zip(TABLE[:70], ["Buenos Aires piano"] * 64 + ["Oslo"] * 6, strict=True)
@@ -374,7 +301,7 @@ def test_parts_of_a_large_batch_weigh_as_their_tokens_do(corpus_path: Path, tmp_
 def test_what_cannot_be_an_example_or_an_edit_is_refused_and_loses_nothing(corpus_path: Path, tmp_path: Path) -> None:
     lm = fresh("llama")
     learner, before = learner_of(lm), bits(lm)
-    editor = editor_with(lm, corpus_path, learner, tmp_path / "net")
+    editor = editor_with(learner, corpus_path, tmp_path / "net")
     bare = EXAMPLES[0].model_copy(update={"locality": ()})
     far = EXAMPLES[0].model_copy(update={"locality": (Probe(prompt="word " * 200, answer="x"),)})
     for example, message in (
@@ -385,7 +312,7 @@ def test_what_cannot_be_an_example_or_an_edit_is_refused_and_loses_nothing(corpu
             editor.method.check_example(editor.bench, example)  # type: ignore[attr-defined]
     editor.method.check_example(editor.bench, EXAMPLES[0])  # type: ignore[attr-defined]
     learner.steps.data.fill_(float("nan"))
-    broken = editor_with(lm, corpus_path, learner, tmp_path / "broken")
+    broken = editor_with(learner, corpus_path, tmp_path / "broken")
     with pytest.raises(NumericalError, match="not finite; nothing was written"):
         broken.edit(EDITS, score=False)
     assert same_bits(lm, before)

@@ -39,7 +39,7 @@ from everedit.methods._transform import TransformConfig, TransformLearner
 from everedit.models import LanguageModel
 from everedit.models.hooks import changed_output
 from everedit.models.layout import Layout
-from everedit.patch import LowRank, Patch
+from everedit.patch import Delta, Dense, LowRank, Patch
 
 Pairs = Mapping[str, tuple[Tensor, Tensor]]
 
@@ -60,7 +60,9 @@ class MalmenConfig(TransformConfig):
 
 
 class RidgeFit:
-    """Fits changes of outputs D (N, d_out) at inputs U (N, d_in) by S = U^T (U U^T + ridge I)^-1 D."""
+    """Fits changes of outputs D (N, d_out) at inputs U (N, d_in) by S = U^T (U U^T + ridge I)^-1 D, from that system or
+    from U^T U + ridge I, whichever is smaller.
+    """
 
     def __init__(self, inputs: Tensor, ridge: float) -> None:
         self.inputs, self.ridge = inputs.double(), ridge
@@ -69,22 +71,24 @@ class RidgeFit:
         gram = self.inputs @ self.inputs.T if self._by_tokens else self.inputs.T @ self.inputs
         self._factor = Factor.of(gram + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
 
-    def solve(self, right: Tensor) -> Tensor:
-        """Return (U U^T + ridge I)^-1 @ right, (N, ·), from the smaller of the two systems."""
-        if self._by_tokens:
-            return self._factor.solve(right)
-        wide = right.double()
-        return (wide - self.inputs @ self._factor.solve(self.inputs.T @ wide)) / self.ridge
-
-    def change(self, wanted: Tensor) -> LowRank:
+    def change(self, wanted: Tensor) -> Delta:
         """Return the weight's change S^T, (d_out, d_in)."""
-        return LowRank(self.solve(wanted).T.float().contiguous(), self.inputs.T.float().contiguous())
+        if self._by_tokens:
+            return LowRank(self._factor.solve(wanted).T.float().contiguous(), self.inputs.T.float().contiguous())
+        # As factors they would be what no input explains, over the ridge, and U^T: too large to cancel in float32.
+        return Dense(self._fitted(wanted).T.float().contiguous())
+
+    def _fitted(self, wanted: Tensor) -> Tensor:
+        return self._factor.solve(self.inputs.T @ wanted.double())
 
     def gradients(self, outer: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
         """Return dL/dD (N, d_out) and dL/dridge () for G = dL/dS^T (d_out, d_in)."""
-        of_wanted = self.solve(self.inputs @ outer.double().T)
-        # S = M U^T D with dM = -M M dridge, and U M = (U U^T + ridge I)^-1 U.
-        return of_wanted, -(of_wanted * self.solve(wanted)).sum()
+        # With M = (U^T U + ridge I)^-1: S = M U^T D, dM = -M M dridge, and U M = (U U^T + ridge I)^-1 U.
+        if self._by_tokens:
+            of_wanted = self._factor.solve(self.inputs @ outer.double().T)
+            return of_wanted, -(of_wanted * self._factor.solve(wanted)).sum()
+        inner = self._factor.solve(outer.T)
+        return self.inputs @ inner, -(inner * self._fitted(wanted)).sum()
 
 
 class MalmenLearner(TransformLearner):
@@ -119,7 +123,7 @@ class MalmenLearner(TransformLearner):
         """Return the outer loss on edits made together; its gradient comes from the closed form."""
         parts = [examples[at : at + self.config.rows_a_pass] for at in range(0, len(examples), self.config.rows_a_pass)]
         tails = [self.tails(part) for part in parts]
-        gradients = joined([edit_gradients(edits, self.names) for edits, _, _ in tails])
+        gradients = joined([edit_gradients(edits, self.names, tokens=1) for edits, _, _ in tails])
         wanted, fits = self.wanted(gradients), self.fits(gradients)
         with torch.no_grad():
             changes = {name: fits[name].change(wanted[name].detach()).dense() for name in self.names}
@@ -210,7 +214,7 @@ class Malmen(TrainedMethod):
         size = self.config.rows_a_pass
         with bench.clock.phase("gradients"):
             found = [
-                edit_gradients(Tail.of(bench.lm, texts[at : at + size], self.layers()[0]), learner.names)
+                edit_gradients(Tail.of(bench.lm, texts[at : at + size], self.layers()[0]), learner.names, tokens=1)
                 for at in range(0, len(texts), size)
             ]
             gradients = joined(found)

@@ -48,9 +48,9 @@ _SLOT = "\ue000"
 class MarginaliaConfig(MethodConfig):
     """Settings of Marginalia."""
 
-    depth: ClassVar[float] = 2 / 3
+    depth: ClassVar[float] = 0.6
 
-    layer: int | None = Field(None, description="block behind which notes are added; by default at two thirds")
+    layer: int | None = Field(None, description="block behind which notes are added; by default at 0.6 of the depth")
     span: Literal["onward", "last"] = Field(
         "onward", description="a note is added from the subject's last token on, or at that token alone"
     )
@@ -77,7 +77,7 @@ class MarginaliaConfig(MethodConfig):
         """Return the config with the layer."""
         config = self.with_searched(layout)
         layer = at_depth(self.depth, layout.n_layers) if config.layer is None else config.layer
-        target = TargetConfig.merged({"kl": 0.0, "stop_loss": 0.03}, config.target)
+        target = TargetConfig.merged({"kl": 0.0, "lr": 1.0, "stop_loss": 0.03}, config.target)
         return config.model_copy(update={"layer": check_layers((layer,), layout.n_layers)[0], "target": target})
 
 
@@ -203,9 +203,9 @@ class Marginalia(Method):
         return self.config.target
 
     def work(self, tokens: float) -> float:
-        """Return a forward and a backward pass of the upper third for each step and row."""
+        """Return a forward and a backward pass of the upper part for each step and row."""
         rows = len(self.config.frames) + sum(count for _, count in self.config.contexts)
-        return 2 * self._target.steps * tokens * rows / 3
+        return 2 * self._target.steps * tokens * rows * (1 - self.depth)
 
     def prepare(self, bench: Workbench) -> None:
         """Sample the contexts, and learn which prompts ask for the same thing."""
