@@ -97,8 +97,8 @@ def test_every_place_is_a_setting_of_ours(algorithm: Any) -> None:
 
 def test_every_method_has_a_class_and_every_class_an_algorithm() -> None:
     assert {kind.algorithm.name for kind in CLASSES} == ALGORITHMS.keys()
-    ours = {"marginalia"}
-    named = ours | {"ft", "ft-l", "ft-m", "r-rome"} | {a.method for a in ALGORITHMS.values() if isinstance(a.method, str)}
+    named = {"marginalia", "ft", "ft-l", "ft-m", "r-rome"}
+    named |= {a.method for a in ALGORITHMS.values() if isinstance(a.method, str)}
     assert set(method_names()) <= named
 
 

@@ -168,7 +168,7 @@ def test_with_an_open_gate_that_keeps_all_the_change_is_plus_the_gradient(
 
 
 def loss_by_hand(learner: KeLearner, examples: Sequence[Edit]) -> tuple[Tensor, Tensor, Tensor]:
-    """The last example's loss by its prompt and in other words, plain and smoothed, and the divergence on all probes."""
+    """The last example's loss by its prompt and in other words, plain and smoothed, and the divergence on probes."""
     lm, edit = learner.lm, examples[-1]
     changes = changes_by_hand(learner, edit)
     own = edit.model_copy(update={"rephrase": ()})

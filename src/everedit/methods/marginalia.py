@@ -205,7 +205,7 @@ class Marginalia(Method):
     def work(self, tokens: float) -> float:
         """Return a forward and a backward pass of the upper part for each step and row."""
         rows = len(self.config.frames) + sum(count for _, count in self.config.contexts)
-        return 2 * self._target.steps * tokens * rows * (1 - self.depth)
+        return 2 * self._target.steps * tokens * rows * (1 - self.config.depth)
 
     def prepare(self, bench: Workbench) -> None:
         """Sample the contexts, and learn which prompts ask for the same thing."""
