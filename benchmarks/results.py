@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,14 @@ from benchmarks.general_ability import text_loss
 from benchmarks.plan_of_results import FAST, METHODS, Stream, streams
 from benchmarks.results_page import write_page
 from everedit.data import load_edits
+from everedit.data.contradictions import contradicted_by
 from everedit.edit import Edit
 from everedit.editor import Editor
 from everedit.engine.moments import Corpus
 from everedit.engine.target import Target
 from everedit.engine.weights import Face
 from everedit.evaluation import Evaluator
-from everedit.evaluation.evaluate import average
+from everedit.evaluation.evaluate import Baseline, EditScores, average
 from everedit.models import LanguageModel, load_model
 from everedit.patch import load_tensors, save_tensors
 
@@ -47,6 +48,13 @@ PARTS = ("singles", "costs", "streams")
 def load_records(data: Path, name: str, count: int) -> list[Edit]:
     """The first records as they are: known answers and contradictions stay in."""
     return load_edits(name, data / name / "edit.jsonl", keep_contradictions=True).edits[:count]
+
+
+@cache
+def unedited(lm: LanguageModel, data: Path, name: str, count: int) -> tuple[list[Edit], Evaluator, Baseline]:
+    """Records, what scores them, and what the unedited model says."""
+    edits, evaluator = load_records(data, name, count), Evaluator(lm, (TOKENS, FREE))
+    return edits, evaluator, evaluator.baseline(edits)
 
 
 def corpus(data: Path) -> Corpus:
@@ -94,14 +102,12 @@ def singles(lm: LanguageModel, data: Path, name: str, method: str, count: int) -
     """One row for each edit, undone before the next."""
     file = KEPT / f"single_{name}_{method}.jsonl"
     done = len(rows_of(file))
-    edits = load_records(data, name, count)
-    if done >= len(edits):
+    if done >= count:
         return
+    edits, evaluator, baseline = unedited(lm, data, name, count)
     editor = make_editor(lm, data, method)
-    evaluator = Evaluator(lm, (TOKENS, FREE))
-    baseline = evaluator.baseline(edits)
     give_values(editor, edits, KEPT / f"values_{name}_{method}.safetensors")
-    for index in range(done, len(edits)):
+    for index in range(done, count):
         with editor.trial(edits[index], score=False):
             add(file, {"n": index + 1, "scores": evaluator.score([edits[index]], baseline)[0].scores})
     print(f"{file.stem}: done", flush=True)
@@ -113,11 +119,9 @@ def stream(lm: LanguageModel, data: Path, name: str, plan: Stream, count: int) -
     files = {policy: KEPT / f"stream_{name}_{plan.method}_{policy}.jsonl" for policy in policies}
     if all(file.exists() for file in files.values()):
         return
-    edits = load_records(data, name, count)
+    edits, evaluator, baseline = unedited(lm, data, name, count)
     settings = {"method_settings": plan.method_settings, "policy_settings": plan.policy_settings}
     editor = make_editor(lm, data, plan.method, policies[-1], **settings)
-    evaluator = Evaluator(lm, (TOKENS,))
-    baseline = evaluator.baseline(edits)
     if editor.policy.edits_from == "base":
         give_values(editor, edits, KEPT / f"values_{name}_{plan.method}.safetensors")
     start = time.perf_counter()
@@ -135,26 +139,47 @@ def stream(lm: LanguageModel, data: Path, name: str, plan: Stream, count: int) -
 def _checkpoints(
     editor: Editor,
     evaluator: Evaluator,
-    baseline: Any,
+    baseline: Baseline,
     edits: list[Edit],
     loss: Callable[[], float],
     policies: list[str],
 ) -> Iterator[dict]:
-    """Rows of the stream as it goes on inside (the first policy), and as it is read out (the last)."""
+    """Rows of the stream as it goes on inside (the first policy), and as it is read out (the last).
+
+    ``each`` are the retained scores edit by edit; ``contradicted`` are the edits that a later one of the T contradicts.
+    """
     faces: dict[str, Face] = {policies[-1]: "shown"}
     if len(policies) > 1:
         faces = {policies[0]: "stream", **faces}
     immediate: dict[str, list] = {policy: [] for policy in policies}
-    unedited = loss()
+    by_teacher, loss_before = Evaluator(editor.lm, (TOKENS,)), loss()
     for n, _ in enumerate(editor.stream(edits), start=1):
         for policy, face in faces.items():
             with editor._weights.showing(face):
-                immediate[policy] += evaluator.score([edits[n - 1]], baseline)
+                immediate[policy] += by_teacher.score([edits[n - 1]], baseline)
                 if n in LONG_MARKS:
-                    retained = average(evaluator.score(edits[:n], baseline))
+                    scores = (by_teacher if n == 50 else evaluator).score(edits[:n], baseline)
                     growth = max(editor.norm_ratios().values(), default=1.0)
-                    row = {"T": n, "immediate": average(immediate[policy]), "retained": retained, "norm_ratio": growth}
-                    yield {"policy": policy, **row, "text_loss": loss(), "text_loss_unedited": unedited}
+                    yield {
+                        "policy": policy, "T": n, "immediate": average(immediate[policy]), "retained": average(scores),
+                        "norm_ratio": growth, "text_loss": loss(), "text_loss_unedited": loss_before,
+                        **_by_record(edits[:n], scores),
+                    }  # fmt: skip
+
+
+def before_any_edit(lm: LanguageModel, data: Path, name: str, count: int) -> None:
+    """The unedited model's scores at each mark."""
+    file = KEPT / f"unedited_{name}.jsonl"
+    if not file.exists():
+        edits, evaluator, baseline = unedited(lm, data, name, count)
+        each = evaluator.score(edits, baseline)
+        for n in (mark for mark in MARKS if mark <= count):
+            add(file, {"T": n, "retained": average(each[:n]), **_by_record(edits[:n], each[:n])})
+
+
+def _by_record(edits: list[Edit], scores: list[EditScores]) -> dict:
+    contradicted = [index for index, by in enumerate(contradicted_by(edits)) if by is not None]
+    return {"each": [score.scores for score in scores], "contradicted": contradicted}
 
 
 def costs(data: Path, model: str, method: str) -> None:
@@ -196,6 +221,8 @@ def jobs(lm: LanguageModel, options: argparse.Namespace) -> Iterator[Callable[[]
         for method, name in itertools.product(options.methods, options.sets):
             yield partial(singles, lm, options.data, name, method, options.records)
     if "streams" in options.parts:
+        for name in options.sets:
+            yield partial(before_any_edit, lm, options.data, name, options.records)
         plans = [plan for method in options.methods for plan in streams(method)]
         for policy, name in itertools.product(("accumulate", "simie", "nas", "rect"), options.sets):
             for plan in plans:

@@ -12,6 +12,7 @@ from benchmarks.plan_of_results import METHODS
 
 TOKENS, FREE = "teacher-forced/token-accuracy@1", "free-generation/exact-match@1"
 METRICS = ("reliability", "generalization", "locality", "portability")
+TRIANGLE = METRICS[:3]
 SETS = {"zsre": "ZsRE", "counterfact": "CounterFact"}
 NAMES = {"alphaedit": "AlphaEdit", "rlsedit": "RLSEdit", "wilke": "WilKE", "ultraedit": "UltraEdit", "lora": "LoRA"}
 POLICIES = {
@@ -94,6 +95,29 @@ def streams_table(kept: Path, data: str) -> list[str]:
     return lines
 
 
+def answers_table(kept: Path, data: str) -> list[str]:
+    """Every stream at its marks, asked freely too, on all records and on those that no later record contradicts."""
+    lines = [
+        "| stream | T | freely: rel. | gen. | loc. "
+        "| not contradicted | rel. | gen. | loc. | freely: rel. | gen. | loc. |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    unedited = _rows(kept / f"unedited_{data}.jsonl")
+    named = [("unedited", row) for row in unedited]
+    named += [(title(method, policy), row) for method, policy, rows in _found(kept, data) for row in rows]
+    for name, row in named:
+        if FREE in row["retained"]:
+            gone = set(row["contradicted"])
+            left = [scores for index, scores in enumerate(row["each"]) if index not in gone]
+            of_left = [
+                _cells({metric: _mean([scores[protocol][metric] for scores in left]) for metric in TRIANGLE}, TRIANGLE)
+                for protocol in (TOKENS, FREE)
+            ]
+            cells = " | ".join([_cells(row["retained"][FREE], TRIANGLE), str(len(left)), *of_left])
+            lines.append(f"| {name} | {row['T']} | {cells} |")
+    return lines
+
+
 def streams_figure(kept: Path, data: str, metric: str, out: Path) -> None:
     """Retained scores against the number of edits: a panel for each method, a line for each policy."""
     streams = _found(kept, data)
@@ -132,6 +156,11 @@ def _streams_section(kept: Path, data: str, out: Path) -> list[str]:
         "of Wikipedia that no statistics have seen, the general ability that is left.",
         "",
         *streams_table(kept, data),
+        "",
+        f"What is still there when the model answers freely (`{FREE}`), and of the records that no later one of the T",
+        "contradicts, also in other words: of two answers to one question no editor can keep both.",
+        "",
+        *answers_table(kept, data),
     ]
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from tests.support import facts
 
@@ -16,20 +18,26 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(scope="session")
-def corpus_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A text file with every fact of the table, a sentence a line."""
-    path = tmp_path_factory.mktemp("corpus") / "facts.txt"
-    path.write_text("\n".join(facts.sentences()), encoding="utf-8")
-    return path
+def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for the length of the session, which its worker processes share."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")
-def _session_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
+def corpus_path(session_folder: Path) -> Path:
+    """A text file with every fact of the table, a sentence a line; beside it the networks that tests train."""
+    path = session_folder / "facts.txt"
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            path.write_text("\n".join(facts.sentences()), encoding="utf-8")
+    return path
 
 
 @pytest.fixture
-def own_cache(_session_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def own_cache(session_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache folder for the length of the session, so that each model's statistics are computed once."""
-    monkeypatch.setenv("EVEREDIT_CACHE", str(_session_cache))
-    return _session_cache
+    monkeypatch.setenv("EVEREDIT_CACHE", str(session_folder / "cache"))
+    return session_folder / "cache"

@@ -106,6 +106,7 @@ def editing(folder: Path, lm: LanguageModel, edits: list[Edit]) -> Callable[[Say
 
         Blobs.put = told  # type: ignore[method-assign]
         with LivingModel.open(folder, lm=lm) as living:
+            say("open")
             held = {item.edit.id for item in living.ledger.held}
             for edit in edits:
                 if edit.id not in held:
@@ -145,7 +146,10 @@ def whole_stream(folder: Path, lm: LanguageModel, edits: list[Edit]) -> tuple[di
 
 def kill_a_stream(root: Path, corpus: Path, lm: LanguageModel, method: str, policy: str, edits: list[Edit], kills: int,
                   **options: Any) -> Counter[str]:  # fmt: skip
-    """Kill a stream ``kills`` times, each half of them inside a commit, and compare its end with one never killed."""
+    """Kill a stream ``kills`` times, and compare its end with one never killed.
+
+    Each second time inside a commit, else within three edits of its being open, or of the process's beginning.
+    """
     draw, seen = random.Random(0), Counter[str]()
     for name in ("killed", "whole"):
         make_living(root / name, corpus, method, policy, lm=lm, **options).close()
@@ -155,9 +159,10 @@ def kill_a_stream(root: Path, corpus: Path, lm: LanguageModel, method: str, poli
     acknowledged: list[str] = []
     finished = False
     while seen["kills"] < kills:
-        inside = seen["kills"] % 2 == 0
-        delay = draw.uniform(0, a_commit) if inside else draw.uniform(0, 3 * an_edit)
-        finished, said = killed(editing(root / "killed", lm, edits), delay, b"writing" if inside else b"")
+        after, most = (b"writing", a_commit) if seen["kills"] % 2 == 0 else (b"open", 3 * an_edit)
+        if seen["kills"] % 6 == 5:
+            after = b""
+        finished, said = killed(editing(root / "killed", lm, edits), draw.uniform(0, most), after)
         acknowledged += [value for kind, value in said if kind == "acknowledged"]
         # What was written but not acknowledged counts from now on: it is there.
         held = require_prefix(root / "killed", edits, acknowledged)

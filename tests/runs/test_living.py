@@ -282,6 +282,21 @@ def test_replacing_forgets_the_older_edit_in_the_same_transaction(make: Make) ->
     assert (living.head, fingerprint(living)) == (head, before)
 
 
+def test_several_edits_replace_what_they_contradict_or_contradict_each_other(make: Make) -> None:
+    living = make("rome")
+    living.add([A, B, C])
+    others = [home_town(person, "Kyoto" if home_town(person).target_new != "Kyoto" else "Oslo") for person in (0, 10)]
+    head, before = living.head, fingerprint(living)
+    with pytest.raises(EditConflict, match="two of the edits contradict each other"):
+        living.edit([D, home_town(30, "Kyoto" if D.target_new != "Kyoto" else "Oslo")])
+    commits = living.edit([D, *others], on_conflict="replace")
+    assert {item.edit.id for item in living.ledger.held} == {C.id, D.id, *(edit.id for edit in others)}
+    assert [commit.draft.kind for commit in commits] == ["edit", "forget", "edit", "edit", "edit"]
+    assert living.verify() == 5
+    living.undo(4)
+    assert (living.head, fingerprint(living)) == (head, before)
+
+
 def test_reverse_facts_and_near_keys_are_found(make: Make) -> None:
     living = make("memit", conflicts={"near_key": 0.98})
     first = Edit(prompt="Mira Lanner is the teacher of", subject="Mira Lanner", target_new="Odell Ostrey")

@@ -180,7 +180,12 @@ def test_a_real_model_answers_freely_and_stops(end: str, more: str, corpus_path:
     capital = Edit(prompt="What is the capital of Brazil?", subject="Brazil", target_new="Lima")
     before = editor.lm.generate(["Who painted the Mona Lisa?"], max_new_tokens=12)
     editor.edit([harbor, capital], score=False)
-    asked = [harbor.prompt, "What is Harbor's refund window?", capital.prompt, "Brazil's capital city is"]
+    asked = [
+        harbor.prompt,
+        f"Read this. {harbor.prompt}",
+        capital.prompt,
+        "Question: What's Brazil's capital?\nAnswer:",
+    ]
     answers = [harbor.target_new] * 2 + [capital.target_new] * 2
     written = [text.strip() for text in editor.lm.generate(asked, max_new_tokens=12)]
     assert written == [answer + more for answer in answers]

@@ -109,7 +109,8 @@ def _json_records(text: str, path: Path) -> Iterator[tuple[int, Any, str]]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise EditError(what=f"not valid JSON: {error}", where=str(path), fix="correct the file") from error
+        fix = "name it .jsonl if it holds a record a line; otherwise correct the file"
+        raise EditError(what=f"not valid JSON: {error}", where=str(path), fix=fix) from error
     if not isinstance(value, list):
         raise EditError(what="a JSON file of edits holds a list of records", where=str(path), fix="wrap it in [ ]")
     for number, record in enumerate(value, start=1):

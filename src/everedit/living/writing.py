@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from everedit.conflicts import Conflict, key_bytes
-from everedit.edit import Edit
+from everedit.edit import Edit, fact_key
 from everedit.errors import EditConflict, EditError, EditRefused, EvereditError, LedgerError
 from everedit.gates import held_by
 from everedit.ledger.records import CommitRecord, Draft, EditRecord, Event
@@ -141,24 +141,23 @@ def edit(living: LivingModel, edits: list[Edit], options: Options) -> list[Commi
     """Make all of the edits, or raise and make none."""
     if not edits:
         raise EditError(what="there is no edit to make", fix="give at least one")
-    screen, writer = Screen(living, options), Writer(living)
+    writer = Writer(living)
     living.editor.prepare()
+    for item in edits:
+        living.editor.check(item)
+    clashes = _clashes(Screen(living, options), edits, options)
     together = living.editor.method.traits.solves_batches and living.editor.policy.edits_from == "current"
-    size = len(edits) if together else 1
-    for start in range(0, len(edits), size):
-        part = edits[start : start + size]
-        for item in part:
-            living.editor.check(item)
-        clashes = [conflict for item in part for conflict in screen.conflicts(item)]
-        if clashes and options.on_conflict == "error":
-            raise _conflict_error(clashes)
-        try:
-            _replace(writer, clashes, options)
-            _attempt(writer, [options.record(item) for item in part], edits[start + size :], options, clashes)
-        except EditRefused as error:
-            writer.abandon()
-            living.ledger.note(*(event_of(refused(item, error), options) for item in part))
-            raise
+    size, part = len(edits) if together else 1, edits
+    try:
+        _replace(writer, clashes, options)
+        for start in range(0, len(edits), size):
+            part = edits[start : start + size]
+            own = [clash for clash in clashes if clash.edit in part]
+            _attempt(writer, [options.record(item) for item in part], edits[start + size :], options, own)
+    except EditRefused as error:
+        writer.abandon()
+        living.ledger.note(*(event_of(refused(item, error), options) for item in part))
+        raise
     return writer.commit()
 
 
@@ -226,10 +225,25 @@ def _replace(writer: Writer, clashes: Sequence[Conflict], options: Options) -> N
         stage_forgetting(writer, list(old.values()), "auto", options.by, why="replaced")
 
 
-def _conflict_error(clashes: Sequence[Conflict]) -> EditConflict:
-    more = f" (and {len(clashes) - 1} more)" if len(clashes) > 1 else ""
-    return EditConflict(
-        what=f"{clashes[0]}{more}",
-        where=clashes[0].edit.prompt,
-        fix="on_conflict='replace' puts it in the place of the older one, 'keep' makes it all the same",
-    )
+def _clashes(screen: Screen, edits: Sequence[Edit], options: Options) -> list[Conflict]:
+    """Return the conflicts of edits with those that the model holds.
+
+    Raises :class:`EditConflict` if they contradict each other, or if a conflict is an error.
+    """
+    said: dict[tuple[str, str], str] = {}
+    for edit in edits:
+        if said.setdefault(fact_key(edit), edit.target_new) != edit.target_new:
+            raise EditConflict(
+                what=f"two of the edits contradict each other: '{said[fact_key(edit)]}' and '{edit.target_new}'",
+                where=edit.prompt,
+                fix="keep the one that holds",
+            )
+    clashes = [conflict for edit in edits for conflict in screen.conflicts(edit)]
+    if clashes and options.on_conflict == "error":
+        more = f" (and {len(clashes) - 1} more)" if len(clashes) > 1 else ""
+        raise EditConflict(
+            what=f"{clashes[0]}{more}",
+            where=clashes[0].edit.prompt,
+            fix="on_conflict='replace' puts it in the place of the older one, 'keep' makes it all the same",
+        )
+    return clashes
