@@ -9,6 +9,7 @@ import pytest
 import torch
 from filelock import FileLock
 
+from everedit.cache import cache_root
 from tests.support import facts
 
 
@@ -36,8 +37,24 @@ def corpus_path(session_folder: Path) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def session_cache(session_folder: Path) -> Path:
+    """A cache folder for the length of the session, so that each model's statistics are computed once.
+
+    Only the packaged models stay where they are: converting them takes half a minute.
+    """
+    folder = session_folder / "cache"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            models = cache_root() / "models"
+            models.mkdir(parents=True, exist_ok=True)
+            folder.mkdir()
+            (folder / "models").symlink_to(models)
+    return folder
+
+
 @pytest.fixture
-def own_cache(session_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache folder for the length of the session, so that each model's statistics are computed once."""
-    monkeypatch.setenv("EVEREDIT_CACHE", str(session_folder / "cache"))
-    return session_folder / "cache"
+def own_cache(session_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The session's cache, for the length of a test."""
+    monkeypatch.setenv("EVEREDIT_CACHE", str(session_cache))
+    return session_cache

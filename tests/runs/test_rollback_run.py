@@ -130,11 +130,11 @@ def done(
     request: pytest.FixtureRequest,
     data: Path,
     corpus_path: Path,
-    session_folder: Path,
+    session_cache: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Done:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EVEREDIT_CACHE", str(session_folder / "cache"))
+        patch.setenv("EVEREDIT_CACHE", str(session_cache))
         return Done(request.param, data, corpus_path, tmp_path_factory.mktemp("runs") / request.param)
 
 
