@@ -13,9 +13,10 @@ from everedit.ledger.records import Draft, EditRecord, HeldEdit
 __all__ = ["HeldEdits"]
 
 # Edits first: that is where the indices are, and rows come in the order of the line, so that a search may end early.
+# And what has forgotten an edit before what is active, which is nearly everything.
 _HELD = (
     "FROM edits e CROSS JOIN commits c ON c.seq = e.seq WHERE c.active = 1 AND NOT EXISTS (SELECT 1 FROM forgotten f "
-    "JOIN commits d ON d.seq = f.seq WHERE f.row = e.row AND d.active = 1)"
+    "CROSS JOIN commits d WHERE d.seq = f.seq AND f.row = e.row AND d.active = 1)"
 )
 _COLUMNS = "e.row, c.id, e.record"
 
