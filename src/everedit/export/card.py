@@ -142,10 +142,12 @@ def _damage(damage: Damage | None) -> list[str]:
     if damage is None or not (damage.after or damage.perplexity_after is not None):
         return ["Not measured."]
     parts = []
-    if damage.after:
+    # A protocol may need more than the facts say, such as their old answers.
+    scored = [name for name, scores in damage.after.items() if any(score is not None for score in scores.values())]
+    if scored:
         rows = [
             (escaped(protocol), model, *(_number(scores.get(protocol, {}).get(metric)) for metric in METRICS))
-            for protocol in damage.after
+            for protocol in scored
             for model, scores in (("unedited", damage.before), ("edited", damage.after))
         ]
         parts += [
