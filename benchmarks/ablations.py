@@ -2,8 +2,9 @@
 
     python -m benchmarks.ablations --data DATA_FOLDER [--model M] [--records 300:350] [--only NAME ...] [--list]
 
-Records 300 and later of zsre/edit and counterfact/edit, which no table uses, all in one book, scored with everything
-that was written. Rows are kept in ``.benchmarks/ablations``; one that is there is not made again.
+Records 300 and later of zsre/edit and counterfact/edit, which no table uses, without those that a later one
+contradicts, also in other words: all in one book, scored when all are written. Rows are kept in
+``.benchmarks/ablations``; one that is there is not made again.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from everedit.data import load_edits
+from everedit.data.contradictions import contradicted_by
 from everedit.edit import Edit
 from everedit.editor import Editor
 from everedit.evaluation import Evaluator
@@ -33,8 +35,9 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "frames without contexts": {"contexts": []},
     "more contexts": {"contexts": [(10, 5)]},
     **{f"weight decay {value}": {"target": {"weight_decay": value}} for value in (0.0, 0.1, 1.0)},
+    **{f"until a loss of {value}": {"target": {"stop_loss": value}} for value in (0.01, 0.1)},
     **{f"clamp {value}": {"target": {"clamp": value}} for value in (1.0, 2.0, 8.0)},
-    **{f"learning rate {value}": {"target": {"lr": value}} for value in (0.1, 0.2, 1.0)},
+    **{f"learning rate {value}": {"target": {"lr": value}} for value in (0.2, 0.5, 1.5)},
     "own relations alone": {"pools": []},
     "allowed .002": {"allowed": 0.002},
     "allowed .05": {"allowed": 0.05},
@@ -86,13 +89,13 @@ def main() -> None:
         file = KEPT / f"{options.model}_{data}_{first}-{last}.jsonl"
         done = {json.loads(line)["name"] for line in file.read_text().splitlines()} if file.exists() else set()
         edits = load_edits(data, options.data / data / "edit.jsonl").edits[first:last]
+        edits = [edit for edit, later in zip(edits, contradicted_by(edits), strict=True) if later is None]
         baseline = evaluator.baseline(edits)
         for name in options.only or wanted:
             if name in done:
                 continue
-            settings = {key: value for key, value in wanted[name].items() if value is not None}
-            editor = Editor(lm, "marginalia", method_settings=settings)
-            row = {"name": name, **measured(editor, edits, evaluator, baseline)}
+            editor = Editor(lm, "marginalia", method_settings=wanted[name])
+            row = {"name": name, "edits": len(edits), **measured(editor, edits, evaluator, baseline)}
             with file.open("a") as out:
                 out.write(json.dumps(row) + "\n")
             print(data, json.dumps(row), flush=True)

@@ -18,7 +18,8 @@ from filelock import FileLock, Timeout
 from everedit.errors import CacheError
 
 __all__ = [
-    "atomic_folder", "atomic_write", "cache_root", "digest", "file_sha256", "held", "write_json", "write_text",
+    "atomic_folder", "atomic_write", "cache_root", "digest", "file_sha256", "held", "to_disk", "write_json",
+    "write_text",
 ]  # fmt: skip
 
 
@@ -105,11 +106,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             for part in scratch.rglob("*"):
                 part.chmod(0o755 if part.is_dir() else 0o644)
                 if part.is_file():
-                    _to_disk(part)
+                    to_disk(part)
             os.replace(scratch, path)
         with suppress(OSError):  # not every system opens folders
-            _to_disk(path)
-            _to_disk(path.parent)
+            to_disk(path)
+            to_disk(path.parent)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -134,7 +135,8 @@ def _held(folder: Path) -> Iterator[bool]:
         os.close(handle)
 
 
-def _to_disk(path: Path) -> None:
+def to_disk(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of files, is on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -12,11 +12,11 @@ from typing import Any
 
 from torch import Tensor
 
-from everedit.cache import file_sha256
+from everedit.cache import file_sha256, to_disk
 from everedit.errors import CacheError, LedgerError
 from everedit.patch import load_tensors, save_tensors
 
-__all__ = ["Blobs", "to_disk"]
+__all__ = ["Blobs"]
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 _ENDING = ".safetensors"
@@ -97,15 +97,6 @@ class Blobs:
             for file in aside.iterdir():
                 file.unlink()
             aside.rmdir()
-
-
-def to_disk(path: Path) -> None:
-    """Wait until a file's content, or a folder's list of files, is on disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _damaged(path: Path, problem: str) -> LedgerError:
