@@ -25,8 +25,10 @@ def test_a_stream_that_is_killed_again_and_again_ends_as_one_that_never_was(tmp_
     assert done.returncode == 0, done.stderr[-4000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["ultraedit"]["kills"] == 100
-    assert found["ultraedit"]["after writing began"] >= 15
-    assert found["ultraedit"]["acknowledged by a killed process"] >= 15
+    # How many of the 50 that are meant for the inside of a commit hit it hangs on the machine; that many do does not.
+    assert found["ultraedit"]["after writing began"] >= 5
+    # Those that wait for an acknowledgement: one in six.
+    assert found["ultraedit"]["acknowledged by a killed process"] >= 16
     assert found["memit under simie"]["kills"] >= 8
     assert found["exports"]["kills"] == 8
     assert found["forgetting"]["kills"] == 8
