@@ -11,7 +11,7 @@ WORKERS ?= 2
 DATA ?= ../shared/data
 ARGS ?=
 
-.PHONY: help demo test lint format bench results results-small searches clean
+.PHONY: help demo test lint format bench results results-small results-page searches clean
 
 help:  ## Show what can be made
 	@grep -E '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -52,7 +52,10 @@ results: $(VENV)/.dev  ## Remake the tables of docs/results from real data in DA
 	$(BIN)/python -m benchmarks.results --data $(DATA) --out docs/results $(ARGS)
 
 results-small: $(VENV)/.dev  ## Remake docs/results/small.md from built-in facts alone (half an hour)
-	$(BIN)/python -m benchmarks.results_small
+	$(BIN)/python -m benchmarks.sweep_pages small --jobs 2
+
+results-page: $(VENV)/.dev  ## Remake the page PAGE of docs/results (memories, …) from real data in DATA (hours)
+	$(BIN)/python -m benchmarks.sweep_pages $(PAGE) --data $(DATA) $(ARGS)
 
 searches: $(VENV)/.dev  ## Repeat the searches behind docs/results/settings.md on real data in DATA (hours)
 	$(BIN)/python -m benchmarks.searches --data $(DATA) $(ARGS)

@@ -56,7 +56,7 @@ class Finding:
 
     def __str__(self) -> str:
         """The finding in words."""
-        return f"{_WORDS[self.gate]}: {self.value:.4g}, allowed {self.bound:.4g}"
+        return f"{_WORDS[self.gate]}: {self.value:.6g}, allowed {self.bound:.6g}"
 
 
 _WORDS = {
