@@ -62,6 +62,8 @@ def main() -> None:
     text = (SWEEPS / sweep.name).read_text(encoding="utf-8")
     sweep.write_text(text.replace("DATA/", f"{options.data}/"), encoding="utf-8")
     words = ["sweep", str(sweep), "--out", str(kept), "--jobs", str(options.jobs), "--resume"]
+    # A thread for each cell: of small products, two cells side by side make more than one with two threads.
+    words += ["--threads", "1"]
     try:
         limit = options.minutes and 60 * options.minutes
         code = subprocess.run([sys.executable, "-m", "everedit", *words], check=False, timeout=limit).returncode
