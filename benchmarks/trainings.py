@@ -23,18 +23,19 @@ KEPT = Path(".benchmarks/training")
 MODEL = "smollm2-135m"
 TOKENS = "teacher-forced/token-accuracy@1"
 METRICS = {"reliability": "#0067a0", "generalization": "#b84e00", "locality": "#00785a"}
-_MEND = (
-    "--steps 1600 --check-every 200 --set held_out=50 --set accumulation=4 --set method.lr=0.0003 --set method.rank=512"
-)
+# Learning rates are higher than the published ones: hours on two cores, not days.
+_MEND = "--check-every 200 --set held_out=50 --set accumulation=4 --set method.lr=0.0003 --set method.rank=512"
 _SERAC = (
-    "--steps 400 --check-every 50 --set held_out=50 --set batch=4 --set accumulation=1 --set method.lr=0.0001 "
+    "--check-every 50 --set held_out=50 --set batch=4 --set accumulation=1 --set method.lr=0.0001 "
     "--set method.all_negatives=true"
 )
 TRAININGS = {
-    "mend-zsre": _MEND,
-    "mend-counterfact": _MEND,
-    "serac-zsre": _SERAC,
-    "serac-counterfact": _SERAC,
+    "mend-zsre": f"--steps 1600 {_MEND}",
+    "mend-counterfact": f"--steps 1000 {_MEND}",
+    "serac-zsre": f"--steps 400 {_SERAC}",
+    "serac-counterfact": f"--steps 200 {_SERAC}",
+    "ke-zsre": "--steps 600 --check-every 100 --set held_out=50 --set batch=4 --set method.objective=weighted "
+    "--set method.lr=0.001",
 }
 
 
@@ -116,7 +117,7 @@ def page(names: list[str], count: int) -> list[str]:
         card = json.loads((KEPT / name / "card.json").read_text())
         minutes = json.loads((KEPT / f"{name}.json").read_text())["seconds"] / 60
         passes = rows(KEPT / name / "metrics.jsonl")[-1]["step"]
-        found = rows(KEPT / f"{name}-singles" / "metrics.jsonl")[-1]["immediate"][TOKENS]
+        found = rows(KEPT / f"{name}-singles" / "metrics.jsonl")[-1]["retained"][TOKENS]
         cells = " | ".join(f"{found[metric]:.3f}" for metric in METRICS)
         lines.append(f"| {name} | {passes:,} | {card['step']:,} | {minutes:.0f} | {cells} |")
     lines += ["", "![validation figures against passes](training.svg)", "", "```"]
@@ -136,6 +137,7 @@ def main() -> None:
         train(name, options.data)
         single_edits(name, options.data, options.records)
     done = [name for name in TRAININGS if (KEPT / f"{name}-singles" / "metrics.jsonl").exists()]
+    options.out.mkdir(parents=True, exist_ok=True)
     curves(done, options.out)
     (options.out / "training.md").write_text("\n".join(page(done, options.records)), encoding="utf-8")
 

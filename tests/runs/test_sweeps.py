@@ -66,6 +66,29 @@ def test_a_cell_is_the_run_of_its_config(whole: SweepFolder, tmp_path: Path) -> 
         assert left == {"report.html"}
 
 
+def test_cells_ask_the_unedited_model_once_and_a_damaged_copy_is_asked_again(
+    whole: SweepFolder, tmp_path: Path
+) -> None:
+    ours = tmp_path / "answers"
+    shutil.copytree(whole.path / "answers", ours)
+    one, other = whole.manifest.cells
+    [kept] = ours.iterdir()
+    told = kept.read_bytes()
+    assert (whole.cell(one) / "base.json").read_bytes() == told == (whole.cell(other) / "base.json").read_bytes()
+
+    # What is there is taken as it is: with another loss in it, that loss is the unedited one.
+    changed = json.loads(told)
+    changed["readings"][0][-1] += 1.0
+    kept.write_text(json.dumps(changed), encoding="utf-8")
+    experiments.start(one.config, tmp_path / "trusting", answers=ours)
+    assert json.loads((tmp_path / "trusting" / "base.json").read_bytes()) == changed
+
+    kept.write_bytes(told[: len(told) // 2])
+    experiments.start(one.config, tmp_path / "again", answers=ours)
+    assert kept.read_bytes() == told
+    same_results(whole.cell(one), tmp_path / "again")
+
+
 def test_side_by_side_is_as_one_after_another_and_no_cell_takes_others_with_it(
     whole: SweepFolder, data: Path, corpus_path: Path, tmp_path: Path
 ) -> None:

@@ -29,6 +29,7 @@ from everedit.evaluation.evaluate import average
 from everedit.evaluation.metrics import mean
 from everedit.experiments.config import RunConfig
 from everedit.experiments.folder import RunFolder
+from everedit.experiments.kept_answers import KeptAnswers
 from everedit.experiments.records import described, edit_row
 from everedit.experiments.summary import checkpoint_scores, summarise
 from everedit.models import LanguageModel, load_model
@@ -38,9 +39,17 @@ from everedit.reporting import Reporter, Silent
 __all__ = ["make_editor", "make_evaluator", "resume", "start"]
 
 
-def start(config: RunConfig, out: Path, *, reporter: Reporter | None = None, command: str = "") -> dict[str, Any]:
+def start(
+    config: RunConfig,
+    out: Path,
+    *,
+    reporter: Reporter | None = None,
+    command: str = "",
+    answers: Path | None = None,
+) -> dict[str, Any]:
     """Run ``config`` into the new folder ``out`` and return the summary.
 
+    Runs that are given one folder for ``answers`` ask the unedited model only once what they all ask.
     Raises :class:`EvereditError` before anything is computed if the config, the data or the folder will not do.
     """
     loaded = load_edits(config.data, config.data_path, keep_contradictions=config.contradictions == "keep")
@@ -52,7 +61,7 @@ def start(config: RunConfig, out: Path, *, reporter: Reporter | None = None, com
     folder = RunFolder.create(out)
     run = _Run(config, folder, reporter or Silent())
     run.load()
-    run.choose(loaded)
+    run.choose(loaded, answers)
     folder.write_json("config.json", described(config, run.editor, loaded, len(run.edits), command))
     run.save_choice()
     return run.go()
@@ -113,19 +122,19 @@ class _Run:
         self.ability = Ability(self.config.ability, self.config.seed) if self.config.ability else None
         self.editor.bench.moments.progress = lambda done, _: self.reporter.step(done)
 
-    def choose(self, loaded: Loaded) -> None:
+    def choose(self, loaded: Loaded, kept: Path | None) -> None:
         """Take edits in order until there are enough, setting aside those that do not fit or change nothing."""
         self.rejected = list(loaded.rejected)
         queue = list(zip(loaded.edits, loaded.lines, strict=True))
         if self.config.shuffle:
             random.Random(self.config.seed).shuffle(queue)
-        stored = Baseline.empty()
+        stored, unedited = Baseline.empty(), KeptAnswers(kept, self.evaluator, self.config)
         self.reporter.stage("reading the unedited model's answers", self.config.edits)
         while queue and len(self.edits) < self.config.edits:
             need = min(32, self.config.edits - len(self.edits))
             batch, queue = queue[:need], queue[need:]
             fitting = [(edit, line) for edit, line in batch if self._fits(edit, line)]
-            answers = self.evaluator.baseline([edit for edit, _ in fitting])
+            answers = unedited.baseline([edit for edit, _ in fitting])
             stored = stored.joined(answers)
             for edit, line in fitting:
                 if self.config.known == "quarantine" and answers.says_already(edit):

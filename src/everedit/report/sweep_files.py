@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-__all__ = ["CELLS", "ERROR", "MANIFEST", "PROGRESS", "Status", "cell_status", "read_if_there", "why_failed"]
+__all__ = ["ANSWERS", "CELLS", "ERROR", "MANIFEST", "PROGRESS", "Status", "cell_status", "read_if_there", "why_failed"]
 
-MANIFEST, CELLS = "sweep.json", "cells"
+MANIFEST, CELLS, ANSWERS = "sweep.json", "cells", "answers"
 ERROR, PROGRESS = "error.json", "progress.json"
 _RESULTS = {"run": "summary.json", "rollback": "rollback.json"}
 

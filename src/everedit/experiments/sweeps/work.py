@@ -43,6 +43,7 @@ class Job:
     cwd: str
     threads: int
     command: str
+    answers: str
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values."""
@@ -107,7 +108,7 @@ def _make(job: Job, folder: Path) -> None:
     if (folder / "config.json").exists():
         resume(folder, reporter=signs)
     else:
-        start(config, folder, reporter=signs, command=job.command)
+        start(config, folder, reporter=signs, command=job.command, answers=Path(job.answers))
     if can_report():
         write_report(folder)
 
