@@ -15,11 +15,16 @@ import pytest
 
 from everedit import experiments
 from everedit.cache import file_sha256
+from everedit.cli.run import show_summary
 from everedit.errors import EvereditError, RunFolderError
 from everedit.evaluation import GENERAL
 from everedit.experiments import RunConfig
 from everedit.experiments.run import Silent
 from everedit.methods.memit import Memit
+from everedit.report import write_report
+from everedit.report.results import protocol_results
+from everedit.report.run_files import load_run
+from everedit.report.wording import headline
 from tests.support.editing import home_town
 from tests.support.running import (
     MARKS,
@@ -100,6 +105,41 @@ def test_there_is_a_row_for_each_edit_and_each_checkpoint(whole: Whole) -> None:
     assert sum(row["immediate"][TOKENS]["reliability"] for row in edits) > sum(
         row["before"][TOKENS]["reliability"] for row in edits
     )
+
+
+def test_what_is_not_asked_right_after_an_edit_is_asked_at_checkpoints_all_the_same(
+    whole: Whole, tmp_path: Path
+) -> None:
+    config, out, summary = whole
+    found = experiments.start(config.model_copy(update={"immediate": (TOKENS,)}), tmp_path / "few")
+    for ours, theirs in zip(rows_of(tmp_path / "few"), rows_of(out), strict=True):
+        if ours["kind"] == "edit":
+            assert ours["immediate"] == {TOKENS: theirs["immediate"][TOKENS]}
+            assert ours["before"] == theirs["before"]
+        else:
+            assert ours["retained"] == theirs["retained"]
+    for name, scores in found["protocols"].items():
+        last = scores["checkpoints"][str(N_EDITS)]
+        told = summary["protocols"][name]["checkpoints"][str(N_EDITS)]
+        assert last["retained"] == told["retained"]
+        assert last["immediate"] == (told["immediate"] if name == TOKENS else dict.fromkeys(METRICS))
+    few, full = [headline(protocol_results(load_run(folder))) for folder in (tmp_path / "few", out)]
+    assert few.startswith(f"After {N_EDITS} edits the model still")
+    assert full.startswith(few.removesuffix("."))
+    write_report(tmp_path / "few")
+    show_summary(found, tmp_path / "few")
+
+
+@pytest.mark.parametrize(
+    ("values", "about"),
+    [
+        ({"protocols": (TOKENS,), "immediate": ("rome/counterfact@1",)}, "none of the run's protocols"),
+        ({"protocols": (TOKENS,), "immediate": (), "single": True}, "single edits have no other scores"),
+    ],
+)
+def test_what_is_asked_right_after_an_edit_must_be_asked_at_all(values: dict[str, Any], about: str) -> None:
+    with pytest.raises(ValueError, match=about):
+        RunConfig.model_validate(values)
 
 
 def test_the_summary_holds_every_number_asked_for(whole: Whole) -> None:

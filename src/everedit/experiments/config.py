@@ -48,6 +48,9 @@ class RunConfig(BaseModel):
     policy_settings: dict[str, Any] = {}
     stats: StatsConfig = Field(default_factory=lambda: StatsConfig.model_validate({}))
     protocols: tuple[str, ...] = GENERAL
+    immediate: tuple[str, ...] | None = Field(
+        None, description="those of the protocols that an edit is scored under right after it is made; null: all"
+    )
     judge: JudgeConfig | None = Field(None, description="who judges free answers under wild/judged@1")
     references: Path | None = Field(None, description="reference texts for the consistency of rome/generation@1")
     ability: AbilityConfig | None = Field(None, description="tasks measured before the first edit and at checkpoints")
@@ -60,6 +63,21 @@ class RunConfig(BaseModel):
         marks = set() if self.single else {mark for mark in self.checkpoints if 0 < mark < self.edits}
         object.__setattr__(self, "checkpoints", (*sorted(marks), self.edits))
         return self
+
+    @model_validator(mode="after")
+    def _immediate_is_of_the_protocols(self) -> RunConfig:
+        if self.immediate is not None:
+            other = [name for name in self.immediate if name not in self.protocols]
+            if other:
+                raise ValueError(f"immediate: {', '.join(other)} is none of the run's protocols")
+            if self.single:
+                raise ValueError("immediate: single edits have no other scores; leave it out, or choose protocols")
+        return self
+
+    @property
+    def right_after(self) -> tuple[str, ...]:
+        """The protocols that an edit is scored under right after it is made."""
+        return self.protocols if self.immediate is None else self.immediate
 
     @classmethod
     def build(cls, file: Path | None, flags: dict[str, Any], settings: list[str]) -> RunConfig:

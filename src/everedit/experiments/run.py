@@ -119,6 +119,8 @@ class _Run:
         self.editor = make_editor(self.lm, self.config)
         self.editor.require_batches(self.config.batch)
         self.evaluator = make_evaluator(self.lm, self.config)
+        few = self.config.model_copy(update={"protocols": self.config.right_after})
+        self.right_after = make_evaluator(self.lm, few)
         self.ability = Ability(self.config.ability, self.config.seed) if self.config.ability else None
         self.editor.bench.moments.progress = lambda done, _: self.reporter.step(done)
 
@@ -193,7 +195,7 @@ class _Run:
         for n, commit in self._stream(done):
             edits, first = commit.edits, n - len(commit.edits) + 1
             with self.editor.bench.clock.phase("score"):
-                immediate = self.evaluator.score(edits, self.baseline)
+                immediate = self.right_after.score(edits, self.baseline)
             spent = {**commit.seconds, **self.editor.bench.clock.take()}
             seconds = {phase: value / len(edits) for phase, value in spent.items()}
             before = self.evaluator.score_baseline(edits, self.baseline)
@@ -285,7 +287,9 @@ class _Run:
         self.folder.append(row)
 
     def _running(self) -> str:
-        name = self.config.protocols[0]
+        if not self.config.right_after:
+            return ""
+        name = self.config.right_after[0]
         metric = PROTOCOLS[name].metrics[0]
         done = mean(row["immediate"][name][metric] for row in self.rows if row["kind"] == "edit")
         return f"{metric} {done:.3f}" if done is not None else ""

@@ -62,8 +62,8 @@ def summarise(
 
     ``rows`` are those of ``metrics.jsonl``; ``final`` and ``before`` the scores of every edit with the last and with
     the unedited model. At a checkpoint T, ``immediate`` is the mean over edits 1..T of the score right after each
-    edit, ``retained`` the mean over the same edits with the model after T edits, ``final`` with the last model; what
-    else a checkpoint says is as in :func:`checkpoint_scores`.
+    edit, all None where that was not asked, ``retained`` the mean over the same edits with the model after T edits,
+    ``final`` with the last model; what else a checkpoint says is as in :func:`checkpoint_scores`.
     """
     edits = [row for row in rows if row["kind"] == "edit"]
     marks = [row for row in rows if row["kind"] == "checkpoint"]
@@ -74,7 +74,7 @@ def summarise(
             "unedited": _summary(before, name),
             "checkpoints": {
                 str(mark["n"]): {
-                    "immediate": _summary(immediate[: mark["n"]], name),
+                    "immediate": _summary([scores for scores in immediate[: mark["n"]] if name in scores], name),
                     **{part: mark[part][name] for part in _OF_A_CHECKPOINT},
                     "final": _summary(final[: mark["n"]], name),
                 }

@@ -176,7 +176,7 @@ def _mean_scores(edits: list[Record], part: str, name: str) -> Scores:
 
 
 def _measured_edits(edits: list[Record], name: str, n: int) -> int:
-    return sum(1 for e in edits if e["n"] <= n and _score(e, "immediate", name, "reliability") is not None)
+    return sum(1 for e in edits if e["n"] <= n and _score(e, "before", name, "reliability") is not None)
 
 
 def _running_mean(edits: list[Record], name: str, metric: str) -> list[tuple[int, float]]:
