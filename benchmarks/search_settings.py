@@ -101,9 +101,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--shard", default="0/1", help="this process's share of the grid, e.g. 2/8")
     parser.add_argument("--stream", action="store_true", help="one stream of all records, scored at its end")
+    parser.add_argument("--contradictions", action="store_true", help="keep records that a later one contradicts")
     options = parser.parse_args()
     first, last = map(int, options.records.split(":"))
-    edits = load_edits(options.data, options.data_path).edits[first:last]
+    edits = load_edits(options.data, options.data_path, keep_contradictions=options.contradictions).edits[first:last]
     lm = load_model(options.model, dtype="float32")
     evaluator = Evaluator(lm, PROTOCOLS)
     baseline = evaluator.baseline(edits)

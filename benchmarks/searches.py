@@ -27,6 +27,7 @@ class Search:
     records: str = "300:330"
     stream: bool = False
     sets: tuple[str, ...] = field(default=("zsre",))
+    contradictions: bool = False
 
 
 _ULTRA_MODULES = [
@@ -34,6 +35,9 @@ _ULTRA_MODULES = [
     {"mlp_out": list(range(19, 28))},
     {"mlp_gate": list(range(11, 16)), "mlp_up": list(range(17, 24))},
 ]
+
+# Training stops when the loss is low, whether it stands still or not.
+_EARLY = {"stop_loss": [0.05], "stop_change": [10.0]}
 
 SEARCHES: dict[str, Search] = {
     "alphaedit": Search({"method": ["alphaedit"], "threshold": [0.005, 0.02, 0.1], "ridge": [1.0, 10.0, 50.0]}),
@@ -53,26 +57,25 @@ SEARCHES: dict[str, Search] = {
     "kn": Search({"method": ["kn"], "add": [2.0, 8.0, 32.0], "threshold": [0.1, 0.2]}, records="300:312"),
     "grace": Search({"method": ["grace"], "stop_loss": [0.01], "radius": [1.0, 3.0, 10.0]}, stream=True),
     "memoir": Search(
-        {"method": ["memoir"], "layer": [20, 25], "lr": [1.0, 3.0], "threshold": [0.4, 0.5, 0.6], "stop_loss": [0.05]},
-        records="300:320",
+        {"method": ["memoir"], "layer": [25], "threshold": [0.5], "steps": [30, 50], **_EARLY},
+        records="300:308",
         stream=True,
+        contradictions=True,
     ),
     "wise": Search(
         {
             "method": ["wise"],
-            "layer": [20, 25],
-            "lr": [1.0, 3.0],
-            "margins": [(5.0, 20.0, 10.0), (2.0, 8.0, 4.0)],
-            "steps": [30],
-            "stop_loss": [0.05],
+            "margins": [(5.0, 20.0, 10.0), (1.0, 4.0, 2.0), (10.0, 60.0, 40.0)],
+            "lr": [1.0, 2.0, 6.0, 20.0],
+            "steps": [30, 40, 70],
+            **_EARLY,
         },
-        records="300:320",
+        records="300:308",
         stream=True,
+        contradictions=True,
     ),
     "t-patcher": Search(
-        {"method": ["t-patcher"], "silence": [1.0, 10.0], "first_check": [50, 100], "memory": [5000]},
-        records="300:320",
-        stream=True,
+        {"method": ["t-patcher"], "memory": [5000]}, records="300:310", stream=True, contradictions=True
     ),
     "calinet": Search(
         {"method": ["calinet"], "layer": [20, 25], "lr": [1e-3, 1e-2], "slots": [16, 64], "steps": [100]},
@@ -102,6 +105,7 @@ def main() -> None:
             flags += ["--corpus", str(options.data / "text" / "wikipedia_sample.jsonl"), "--model", options.model]
             flags += ["--records", search.records, "--grid", json.dumps(search.grid)]
             flags += ["--out", str(KEPT / f"{name}_{data}.jsonl"), *(["--stream"] if search.stream else [])]
+            flags += ["--contradictions"] if search.contradictions else []
             subprocess.run([sys.executable, "-m", "benchmarks.search_settings", *flags], check=True)
 
 

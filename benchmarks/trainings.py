@@ -22,8 +22,15 @@ from matplotlib.figure import Figure
 KEPT = Path(".benchmarks/training")
 MODEL = "smollm2-135m"
 TOKENS = "teacher-forced/token-accuracy@1"
-METRICS = {"reliability": "#0067a0", "generalization": "#b84e00", "locality": "#00785a"}
-# Learning rates are higher than the published ones: hours on two cores, not days.
+METRICS = ("reliability", "generalization", "locality")
+_COLOURS = {
+    "reliability": "#0067a0",
+    "generalization": "#b84e00",
+    "locality": "#00785a",
+    "in_scope": "#8a4f9e",
+    "out_of_scope": "#b0892f",
+}
+# Learning rates are higher than the published ones: minutes on two cores, not days.
 _MEND = "--check-every 200 --set held_out=50 --set accumulation=4 --set method.lr=0.0003 --set method.rank=512"
 _SERAC = (
     "--check-every 50 --set held_out=50 --set batch=4 --set accumulation=1 --set method.lr=0.0001 "
@@ -44,7 +51,7 @@ def _everedit(*words: str) -> None:
 
 
 def command(name: str, data: str) -> list[str]:
-    """The words of the training's command, without where its files lie."""
+    """The words after ``everedit`` that train ``name`` (METHOD-DATA) on the files below ``data``."""
     method, of = name.split("-", 1)
     where = ["--data", of, "--data-path", f"{data}/{of}/train.jsonl"]
     return ["train", method, "--model", MODEL, *where, *TRAININGS[name].split()]
@@ -83,17 +90,11 @@ def curves(names: list[str], out: Path) -> None:
     places = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
     for place, name in zip(places, names, strict=True):
         checks = [row for row in rows(KEPT / name / "metrics.jsonl") if row["kind"] == "validation"]
-        for metric, colour in METRICS.items():
+        for metric, colour in _COLOURS.items():
             points = [(row["step"], row[metric]) for row in checks if metric in row]
             if points:
-                place.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=3, label=metric)
-        for metric, (label, colour) in {
-            "in_scope": ("in scope", "#8a4f9e"),
-            "out_of_scope": ("out of scope", "#b0892f"),
-        }.items():
-            points = [(row["step"], row[metric]) for row in checks if metric in row]
-            if points:
-                place.plot(*zip(*points, strict=True), color=colour, marker="s", markersize=3, label=label)
+                label = metric.replace("_", " ")
+                place.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=3, label=label)
         place.set(title=name, xlabel="passes", ylim=(0, 1.02))
         place.grid(alpha=0.3)
         place.legend(frameon=False, fontsize=7)
@@ -108,7 +109,8 @@ def page(names: list[str], count: int) -> list[str]:
         "",
         "Made by `python -m benchmarks.trainings --data FOLDER`: each editor is trained by `everedit train` on the",
         "`train.jsonl` of a data set and measured on single edits of its `edit.jsonl`, unseen before: the first",
-        f"{count} records, each undone before the next, teacher-forced token accuracy. Two cores, float32.",
+        f"{count} records, each undone before the next, teacher-forced token accuracy. Two cores, float32; minutes as",
+        "they came, on a machine with other work beside it.",
         "",
         "| training | passes | best at | minutes | single edits: reliability | generalization | locality |",
         "|---|---|---|---|---|---|---|",
