@@ -1,51 +1,113 @@
-"""Pages of docs/results that are sweeps: their file, their tables, their curves.
+"""Pages of docs/results that are sweeps: their file, their tables, their curves, and all their numbers as CSV.
 
-    python -m benchmarks.sweep_pages small [--data DATA_FOLDER] [--out docs/results] [--jobs 1] [--minutes M]
+    python -m benchmarks.sweep_pages NAME [--data DATA_FOLDER] [--out docs/results] [--jobs 1] [--minutes M]
 
-Everything is everedit's own: a sweep (``benchmarks/sweeps/NAME.yaml``), its tables and its plots. Runs are kept in
-``.benchmarks/sweeps/NAME``. Interrupted, also by ``--minutes``, it goes on where it was; the page is written each time.
-``benchmarks/sweeps/NAME.md``, if there is one, is what the page says before its tables.
+The sweep is ``benchmarks/sweeps/NAME.yaml``; ``NAME.md`` beside it, if there is one, is what the page says before its
+tables. Runs are kept in ``.benchmarks/sweeps/NAME``, and the numbers of those that came to their end in
+``OUT/NAME.csv``: a cell that stands there is not made again unless its settings change (or with ``--anew``).
+Interrupted, also by ``--minutes``, a page goes on where it was; it is written each time.
 """
 
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from fnmatch import fnmatch
 from pathlib import Path
 
-from everedit.report.collect import Result, collect
-from everedit.report.sweep_figures import figures, save_figures
-from everedit.report.tables import markdown, tables
+from benchmarks import page_rows
+from benchmarks.page_rows import ABILITY, SINGLE, Row
+from everedit.errors import RunFolderError
+from everedit.experiments.sweeps import (
+    Cell,
+    CellState,
+    LocalWorkers,
+    Manifest,
+    SweepConfig,
+    SweepFolder,
+    cells_of,
+    drive,
+)
+from everedit.report.collect import collect
+from everedit.report.sweep_figures import save
+from everedit.report.tables import markdown
 
 SWEEPS = Path(__file__).parent / "sweeps"
 KEPT = Path(".benchmarks/sweeps")
-SCORES = {
+DATA = Path(".benchmarks/data")
+TABLES = {
+    SINGLE: "Single edits, each taken back before the next",
     "retained": "All T edits, with the model as it is after T",
     "uncontradicted": "The same, without edits that a later one contradicts",
+    "first_100": "The first hundred edits, with the model as it is after T",
+    ABILITY: "General ability, with the model as it is after T",
 }
 
 
-def page(name: str, results: list[Result]) -> list[str]:
-    """The lines of the page."""
+def page(name: str, rows: Sequence[Row], waiting: int, out: Path) -> list[str]:
+    """The lines of the page; its figures are written beside it."""
     foreword = SWEEPS / f"{name}.md"
     lines = [
         foreword.read_text(encoding="utf-8").strip() if foreword.exists() else f"# {name}",
         "",
-        f"Made by `python -m benchmarks.sweep_pages {name}`, which is `everedit sweep benchmarks/sweeps/{name}.yaml`,",
-        "`everedit summarize` and `everedit plot`:",
-        "",
-        "```yaml",
-        (SWEEPS / f"{name}.yaml").read_text(encoding="utf-8").strip(),
-        "```",
+        f"Made by `python -m benchmarks.sweep_pages {name}`; every number stands in [{name}.csv]({name}.csv).",
     ]
-    for score, heading in SCORES.items():
-        lines += ["", f"## {heading}", "", markdown(tables(results, score)).strip()]
-    lines += ["", "## With 95% bootstrap intervals over edits, right after each edit", ""]
-    lines += [markdown(tables(results, "immediate"), interval=True).strip(), "", "## Curves", ""]
-    for drawn in figures(results):
+    if waiting:
+        lines[-1] += f" {waiting} runs of the sweep below are still to be made."
+    lines += ["", "```yaml", (SWEEPS / f"{name}.yaml").read_text(encoding="utf-8").strip(), "```"]
+    for when, heading in TABLES.items():
+        if found := page_rows.tables_of(rows, when):
+            lines += ["", f"## {heading}", "", markdown(found).strip()]
+    if found := page_rows.tables_of(rows, "immediate"):
+        lines += ["", "## Right after each edit, mean of the first T, with 95% bootstrap intervals", ""]
+        lines.append(markdown(found, interval=True).strip())
+    lines += ["", "## What an edit costs, scoring left out", "", *page_rows.costs_of(rows), "", "## Curves", ""]
+    for old in (out / name).glob("*.svg"):
+        old.unlink()
+    for drawn in page_rows.curves_of(rows):
+        save(drawn, out / name)
         lines += [f"![{drawn.heading}]({name}/{drawn.slug}.svg)", "", f"*{drawn.caption}*", ""]
     return lines
+
+
+def cells(name: str, data: Path) -> tuple[SweepConfig, list[Cell]]:
+    """The sweep and its cells. Their settings name the data by one path everywhere, so that their digests agree."""
+    DATA.parent.mkdir(parents=True, exist_ok=True)
+    if data.exists():
+        DATA.unlink(missing_ok=True)
+        DATA.symlink_to(data.resolve(), target_is_directory=True)
+    file = KEPT / f"{name}.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    text = (SWEEPS / file.name).read_text(encoding="utf-8")
+    file.write_text(text.replace("DATA/", f"{DATA}/"), encoding="utf-8")
+    sweep = SweepConfig.read(file)
+    return sweep, cells_of(sweep, str(file))
+
+
+def make(name: str, sweep: SweepConfig, wanted: Sequence[Cell], jobs: int, minutes: float | None) -> list[CellState]:
+    """Make the cells, a thread for each: of small products, two side by side make more than one with two threads."""
+    file, place = KEPT / f"{name}.yaml", KEPT / name
+    source = file.read_text(encoding="utf-8")
+    try:
+        folder = SweepFolder.open(place).extended(wanted, source)
+    except RunFolderError:
+        manifest = Manifest(sweep.title, sweep.kind, tuple(wanted), 1, sweep.untouched, str(Path.cwd()), source)
+        folder = SweepFolder.create(place, manifest)
+    end = time.monotonic() + 60 * minutes if minutes else float("inf")
+    told: set[str] = set()
+
+    def watch(states: Sequence[CellState]) -> None:
+        for state in states:
+            if state.status in ("done", "failed") and state.cell.name not in told:
+                told.add(state.cell.name)
+                print(time.strftime("%H:%M"), state.status, state.cell.name, state.note, flush=True)
+        if time.monotonic() > end:
+            raise KeyboardInterrupt
+
+    return drive(folder, LocalWorkers(jobs), watch)
 
 
 def main() -> None:
@@ -55,28 +117,32 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--minutes", type=float, help="stop after so many; the next time goes on from there")
+    parser.add_argument("--only", nargs="+", default=["*"], help="names of cells, with * (they begin with the method)")
+    parser.add_argument("--anew", action="store_true", help="measure again what the CSV holds")
     options = parser.parse_args()
-    kept = KEPT / options.name
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    sweep = kept.with_suffix(".yaml")
-    text = (SWEEPS / sweep.name).read_text(encoding="utf-8")
-    sweep.write_text(text.replace("DATA/", f"{options.data}/"), encoding="utf-8")
-    words = ["sweep", str(sweep), "--out", str(kept), "--jobs", str(options.jobs), "--resume"]
-    # A thread for each cell: of small products, two cells side by side make more than one with two threads.
-    words += ["--threads", "1"]
-    try:
-        limit = options.minutes and 60 * options.minutes
-        code = subprocess.run([sys.executable, "-m", "everedit", *words], check=False, timeout=limit).returncode
-    except subprocess.TimeoutExpired:
-        code = 0
-    results = collect([kept])
-    for old in (options.out / options.name).glob("*.svg"):
-        old.unlink()
-    save_figures(results, options.out / options.name)
-    text = "\n".join(page(options.name, results)).rstrip() + "\n"
+    sweep, every = cells(options.name, options.data)
+    file = options.out / f"{options.name}.csv"
+    kept: dict[str, list[Row]] = {}
+    for row in [] if options.anew else page_rows.read(file):
+        kept.setdefault(row.cell, []).append(row)
+    wanted = [
+        cell for cell in every if cell.name not in kept and any(fnmatch(cell.name, only) for only in options.only)
+    ]
+    failed = False
+    if wanted:
+        with suppress(KeyboardInterrupt):
+            failed = any(
+                state.status == "failed" for state in make(options.name, sweep, wanted, options.jobs, options.minutes)
+            )
+        made = [result for result in collect([KEPT / options.name]) if result.finished]
+        kept |= {result.folder.name: page_rows.rows_of(result) for result in made}
+    rows = [row for cell in every for row in kept.get(cell.name, [])]
+    page_rows.write(file, rows)
+    waiting = sum(cell.name not in kept and not cell.skipped for cell in every)
+    text = "\n".join(page(options.name, rows, waiting, options.out)).rstrip() + "\n"
     (options.out / f"{options.name}.md").write_text(text, encoding="utf-8")
     # A cell that failed has said so; what was measured is on the page.
-    sys.exit(code)
+    sys.exit(failed)
 
 
 if __name__ == "__main__":

@@ -64,6 +64,7 @@ def fake_run(
                     "n": n,
                     "retained": scores(mean(values)),
                     "uncontradicted": scores(mean(values[1:] or values)),
+                    "first_100": scores(mean(values[:100])),
                     "contradicted": 1,
                     "by_edit": {protocol: by_edit},
                     **({"ability": measured(ability[n])} if ability else {}),

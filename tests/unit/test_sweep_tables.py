@@ -63,6 +63,20 @@ def test_when_scores_are_taken(runs: Path) -> None:
     assert row("uncontradicted")[1:] == pytest.approx([0.75, 0.5])
 
 
+def test_what_is_left_of_the_first_hundred(tmp_path: Path) -> None:
+    # At 120 edits half of the first hundred are left, and all that came after them.
+    later = [1.0, 0.0] * 50 + [1.0] * 20
+    fake_run(tmp_path / "run", [1] * 120, {50: [1] * 50, 120: later})
+    [table] = tables(collect([tmp_path]), "first_100")
+    entries = dict(table.rows)["MEMIT"]
+    assert entries[50, "reliability"].value == 1
+    assert entries[120, "reliability"].value == 0.5
+    low, high = entries[120, "reliability"].low, entries[120, "reliability"].high
+    assert low is not None
+    assert high is not None
+    assert 0.35 < low < 0.45 < 0.55 < high < 0.65
+
+
 def test_latex_by_hand(runs: Path) -> None:
     lines = latex(tables(collect([runs / "b0"]))).splitlines()
     assert lines == [

@@ -30,6 +30,7 @@ class Moment(str, Enum):
     IMMEDIATE = "immediate"
     RETAINED = "retained"
     UNCONTRADICTED = "uncontradicted"
+    FIRST_100 = "first_100"
     FINAL = "final"
 
 
@@ -40,7 +41,7 @@ def summarize(
     score: Moment = typer.Option(
         Moment.RETAINED,
         help="Right after each edit; all T edits with the model after T; without those that a later one contradicts; "
-        "the first T edits with the last model.",
+        "the first 100 alone; the first T edits with the last model.",
     ),
     protocol: list[str] = typer.Option([], help="Only these protocols; may be given several times."),
     intervals: bool = typer.Option(False, "--intervals", help="With 95% bootstrap intervals over edits (and seeds)."),

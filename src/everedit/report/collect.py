@@ -15,9 +15,11 @@ from everedit.report.run_files import Record, RunFiles, load_object, load_run
 from everedit.report.sweep_files import CELLS, MANIFEST
 from everedit.report.wording import printed
 
-__all__ = ["ROLLBACK", "Cost", "Result", "When", "collect", "flattened", "named"]
+__all__ = ["FIRST", "ROLLBACK", "Cost", "Result", "When", "collect", "flattened", "named"]
 
-When = Literal["immediate", "retained", "uncontradicted", "final"]
+When = Literal["immediate", "retained", "uncontradicted", "first_100", "final"]
+FIRST = 100
+"""So many first edits of a stream have scores of their own."""
 ROLLBACK = "roll-back@1"
 """What tables call WilKE's protocol, whose scores are in a file of their own."""
 
@@ -92,13 +94,14 @@ class Result:
         """Return the figures after ``mark`` edits, by metric; empty where there are none.
 
         ``immediate`` is right after each edit, ``retained`` with the model after ``mark`` edits, ``uncontradicted`` the
-        same without edits that a later one contradicts, ``final`` with the last model.
+        same without edits that a later one contradicts, ``first_100`` the same of the first hundred alone, ``final`` of
+        the first ``mark`` with the last model.
         """
         if self._rollback:
             return _numbers(self._rollback["checkpoints"].get(str(mark))) if when == "retained" else {}
         if protocol in self.abilities:
             return _numbers(self._ability(protocol, mark, "figures"))
-        if when in ("retained", "uncontradicted"):
+        if when in ("retained", "uncontradicted", "first_100"):
             return _numbers(mapping(self._checkpoint(mark).get(when)).get(protocol))
         # A summary has figures that are no means over edits, too.
         summary = mapping(mapping(self._files.summary if self._files else {}).get("protocols"))
@@ -138,7 +141,8 @@ class Result:
             return [number(block.get(metric)) for block in blocks]
         row = self._checkpoint(self.marks[-1] if when == "final" and self.marks else mark)
         kept = mapping(mapping(row.get("by_edit")).get(protocol)).get(metric) if when != "uncontradicted" else None
-        return [number(value) for value in kept[:mark]] if isinstance(kept, list) and len(kept) >= mark else []
+        wanted = min(mark, FIRST) if when == "first_100" else mark
+        return [number(value) for value in kept[:wanted]] if isinstance(kept, list) and len(kept) >= wanted else []
 
     def edit_ids(self, mark: int) -> list[str]:
         """Return the ids of the first ``mark`` edits."""

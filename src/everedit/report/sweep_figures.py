@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from everedit.cache import atomic_write
-from everedit.report.collect import Result, When, named
+from everedit.report.collect import FIRST, Result, When, named
 from everedit.report.drawing import PALETTE, blank, edit_axis, split, standing_alone, styled
 from everedit.report.results import mean
 from everedit.report.wording import printed
@@ -20,10 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Drawn", "Line", "Panel", "figures", "save_figures"]
-
-COHORT = 100
-"""So many first edits are followed through a stream, or as many as a checkpoint has."""
+__all__ = ["Drawn", "Line", "Panel", "draw_lines", "figures", "save", "save_figures"]
 
 _STYLES = [
     (colour, marker, dashes)
@@ -90,12 +87,17 @@ def save_figures(
 
     Raises :class:`everedit.errors.CacheError` if one cannot be written.
     """
-    files = []
-    for drawn in figures(results, when, protocols):
-        files.append(out / f"{drawn.slug}.svg")
-        image = standing_alone(drawn.figure)
-        atomic_write(files[-1], partial(Path.write_bytes, data=image))
-    return files
+    return [save(drawn, out) for drawn in figures(results, when, protocols)]
+
+
+def save(drawn: Drawn, out: Path) -> Path:
+    """Write a figure as an SVG file named by its slug into ``out`` and return the file.
+
+    Raises :class:`everedit.errors.CacheError` if it cannot be written.
+    """
+    file = out / f"{drawn.slug}.svg"
+    atomic_write(file, partial(Path.write_bytes, data=standing_alone(drawn.figure)))
+    return file
 
 
 def _curves(results: list[Result], protocol: str, when: When, place: str) -> list[Drawn]:
@@ -114,7 +116,7 @@ def _curves(results: list[Result], protocol: str, when: When, place: str) -> lis
     about = f"{place}, under {protocol}: {when} scores after T edits; bands are 95% bootstrap intervals."
     if len(named(results)) <= _MOST_LINES:
         panels = [Panel(metric, lines(metric, results)) for metric in metrics]
-        return _drawn(panels, f"Scores, {place}, {protocol}", about, "score", bounded=True)
+        return draw_lines(panels, f"Scores, {place}, {protocol}", about, "score", bounded=True)
     found = []
     for metric in metrics:
         methods: dict[str, list[Result]] = {}
@@ -124,7 +126,7 @@ def _curves(results: list[Result], protocol: str, when: When, place: str) -> lis
             Panel(method, [replace(line, name=_variant(line.name, method)) for line in lines(metric, among)])
             for method, among in methods.items()
         ]
-        found += _drawn(panels, f"{metric.capitalize()}, {place}, {protocol}", about, metric, bounded=True)
+        found += draw_lines(panels, f"{metric.capitalize()}, {place}, {protocol}", about, metric, bounded=True)
     return found
 
 
@@ -135,7 +137,7 @@ def _variant(line: str, method: str) -> str:
 def _retention(results: list[Result], protocols: Sequence[str], place: str) -> list[Drawn]:
     """What is left, as the stream goes on, of the first edits: as many as 100, or as an earlier checkpoint has."""
     streams = [result for result in results if not result.single and len(result.marks) > 1]
-    early = {mark for result in streams for mark in result.marks[:-1] if mark <= COHORT}
+    early = {mark for result in streams for mark in result.marks[:-1] if mark <= FIRST}
     if not early:
         return []
     first = max(early)
@@ -154,7 +156,7 @@ def _retention(results: list[Result], protocols: Sequence[str], place: str) -> l
     which = f"first {first} edits" if first > 1 else "first edit"
     caption = f"{place}: the {which}, asked again as the stream goes on; with 95% bootstrap intervals."
     panels = [panel(protocol) for protocol in protocols]
-    return _drawn(panels, f"What is retained of the {which}, {place}", caption, "score", bounded=True)
+    return draw_lines(panels, f"What is retained of the {which}, {place}", caption, "score", bounded=True)
 
 
 def _abilities(results: list[Result], tasks: Sequence[str], place: str) -> list[Drawn]:
@@ -167,7 +169,7 @@ def _abilities(results: list[Result], tasks: Sequence[str], place: str) -> list[
         return Panel(f"{task}: {metric}", lines, having[0].unedited(task, 0).get(metric))
 
     caption = f"{place}: general ability after T edits; the dashed line is the unedited model."
-    return _drawn([panel(task) for task in tasks], f"General ability, {place}", caption, "score", bounded=True)
+    return draw_lines([panel(task) for task in tasks], f"General ability, {place}", caption, "score", bounded=True)
 
 
 def _growth(results: list[Result], place: str) -> list[Drawn]:
@@ -177,7 +179,7 @@ def _growth(results: list[Result], place: str) -> list[Drawn]:
 
     caption = f"{place}: norm and largest singular value of the edited matrix that grew most, by those before editing."
     panels = [panel(kind) for kind in _GROWTHS]
-    return _drawn(panels, f"Growth of the edited weights, {place}", caption, "ratio", bounded=False)
+    return draw_lines(panels, f"Growth of the edited weights, {place}", caption, "ratio", bounded=False)
 
 
 def _lines(
@@ -203,7 +205,11 @@ def _lines(
     return lines
 
 
-def _drawn(panels: list[Panel], heading: str, caption: str, label: str, *, bounded: bool) -> list[Drawn]:
+def draw_lines(panels: list[Panel], heading: str, caption: str, label: str, *, bounded: bool) -> list[Drawn]:
+    """Return the figure of ``panels`` beside each other, in a list; an empty one if there is nothing to draw.
+
+    ``label`` names the vertical axis, which ends at 0 and 1 if it is ``bounded`` and no value is larger.
+    """
     panels = [panel for panel in panels if panel.lines]
     if not panels:
         return []

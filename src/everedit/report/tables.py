@@ -32,6 +32,7 @@ _WHEN = {
     "immediate": "right after each edit, mean of the first T",
     "retained": "of all T edits, with the model after T edits",
     "uncontradicted": "of the T edits without those that a later one contradicts, with the model after T edits",
+    "first_100": "of the first 100 edits, with the model after T edits",
     "final": "of the first T edits, with the last model",
 }
 _ABILITY = "general ability, with the model after T edits"

@@ -1,0 +1,180 @@
+"""The numbers of a page that is a sweep, in a CSV file beside it: what stands there need not be measured again.
+
+A row is a number. ``cell`` is the sweep's name of the run that it comes from, which holds a digest of every setting;
+``when`` is as in the tables of ``everedit summarize``, or ``single`` for edits that were taken back one by one, or
+``ability`` for general ability. What a run cost has the protocol ``cost``, and how its weights grew ``growth``.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from operator import itemgetter
+from pathlib import Path
+from statistics import stdev
+from typing import NamedTuple, get_args
+
+from everedit.cache import atomic_write
+from everedit.report.collect import FIRST, Result, When
+from everedit.report.results import mean
+from everedit.report.sweep_figures import Drawn, Line, Panel, draw_lines
+from everedit.report.tables import UNEDITED, Entry, Table, tables, tidy
+
+COST, GROWTH = "cost", "growth"
+SINGLE, ABILITY = "single", "ability"
+
+
+class Row(NamedTuple):
+    """One number, with its bootstrap interval where it has one."""
+
+    cell: str
+    model: str
+    data: str
+    protocol: str
+    method: str
+    T: int
+    when: str
+    metric: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+def rows_of(result: Result) -> list[Row]:
+    """Return all numbers of a finished run."""
+    cell, axes = result.folder.name, result.axes
+    found = []
+    asked: list[When] = ["retained"] if result.single else ["immediate", "retained", "uncontradicted", "first_100"]
+    for when in asked:
+        for item in sorted(tidy(tables([result], when)), key=itemgetter("T")):
+            named = {key: item[key] for key in Row._fields if key in item}
+            ability = item["protocol"] in result.abilities
+            if (when == "retained") if ability else (when != "first_100" or item["T"] > FIRST):
+                kind = ABILITY if ability else SINGLE if result.single else when
+                found.append(Row(cell=cell, **{**named, "when": kind}))
+    last = result.marks[-1]
+
+    def add(protocol: str, mark: int, metric: str, value: float | None) -> None:
+        if value is not None:
+            found.append(Row(cell, axes["model"], axes["data"], protocol, result.line, mark, "", metric, value))
+
+    add(COST, last, "seconds", result.cost.seconds)
+    add(COST, last, "memory_mb", result.cost.memory_mb)
+    for metric, points in result.growth.items():
+        for mark, value in points:
+            add(GROWTH, mark, metric, value)
+    return found
+
+
+def read(file: Path) -> list[Row]:
+    """Return the rows of a file; none where there is no file."""
+    if not file.exists():
+        return []
+
+    def number(text: str) -> float | None:
+        return float(text) if text else None
+
+    with file.open(encoding="utf-8", newline="") as lines:
+        return [
+            Row(
+                *(row[name] for name in Row._fields[:5]),
+                int(row["T"]),
+                row["when"],
+                row["metric"],
+                float(row["value"]),
+                number(row["low"]),
+                number(row["high"]),
+            )
+            for row in csv.DictReader(lines)
+        ]
+
+
+def write(file: Path, rows: Iterable[Row]) -> None:
+    """Write the rows, numbers to six digits."""
+
+    def text(value: object) -> object:
+        return f"{value:.6g}" if isinstance(value, float) else "" if value is None else value
+
+    def put(path: Path) -> None:
+        with path.open("w", encoding="utf-8", newline="") as out:
+            writer = csv.writer(out, lineterminator="\n")
+            writer.writerow(Row._fields)
+            writer.writerows([text(value) for value in row] for row in rows)
+
+    atomic_write(file, put)
+
+
+def tables_of(rows: Sequence[Row], when: str) -> list[Table]:
+    """Return a table for each model, data set and protocol; runs of one name are averaged, as over seeds."""
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        if row.when == when:
+            groups.setdefault((row.model, row.data, row.protocol), []).append(row)
+    return [_table(place, group, when) for place, group in groups.items()]
+
+
+def _table(place: tuple[str, str, str], group: list[Row], when: str) -> Table:
+    lines: dict[str, dict[tuple[int, str], Entry]] = {UNEDITED: {}}
+    for name, points in _points(group).items():
+        lines[name] = {point: _entry(found, name) for point, found in points.items()}
+    marks = sorted({row.T for row in group})
+    metrics = list(dict.fromkeys(row.metric for row in group))
+    rows = [(name, entries) for name, entries in lines.items() if entries]
+    asked: When = when if when in get_args(When) else "retained"  # type: ignore[assignment]
+    return Table(*place, asked, when == SINGLE, marks, metrics, rows, ability=when == ABILITY)
+
+
+def _entry(found: list[Row], name: str) -> Entry:
+    values = [row.value for row in found]
+    # The unedited model is the same in every run: its runs differ in the records that they set aside, not by chance.
+    several = len(values) > 1 and name != UNEDITED
+    ends = (None, None) if several or name == UNEDITED else (found[0].low, found[0].high)
+    return Entry(
+        sum(values) / len(values), len(values) if several else 1, stdev(values) if several else None, ends[0], ends[1]
+    )
+
+
+def _points(group: Sequence[Row]) -> dict[str, dict[tuple[int, str], list[Row]]]:
+    """Return the rows of each line of a table or a figure by T and metric."""
+    found: dict[str, dict[tuple[int, str], list[Row]]] = {}
+    for row in group:
+        found.setdefault(row.method, {}).setdefault((row.T, row.metric), []).append(row)
+    return found
+
+
+def curves_of(rows: Sequence[Row]) -> list[Drawn]:
+    """Return a figure for each model, data set and protocol, with a panel for each metric."""
+    found = []
+    for table in [*tables_of(rows, "retained"), *tables_of(rows, ABILITY)]:
+        panels = [Panel(metric, _lines(table, metric), None) for metric in table.metrics]
+        about = f"{table.title}: {table.note}; bands are 95% bootstrap intervals."
+        found += draw_lines(panels, f"Scores, {table.title}", about, "score", bounded=True)
+    return found
+
+
+def _lines(table: Table, metric: str) -> list[Line]:
+    lines = []
+    for name, entries in table.rows:
+        here = [(mark, entry) for (mark, of), entry in sorted(entries.items()) if of == metric]
+        points = [(mark, entry.value) for mark, entry in here]
+        band = [(mark, e.low, e.high) for mark, e in here if e.low is not None and e.high is not None]
+        lines.append(Line(name, points, band))
+    return lines
+
+
+def costs_of(rows: Sequence[Row]) -> list[str]:
+    """Return the lines of a table of what an edit took on each data set, scoring left out, and of peak memory."""
+    spent = [row for row in rows if row.protocol == COST]
+    places = list(dict.fromkeys((row.model, row.data) for row in spent))
+    heads = [f"{Path(model).name}, {data}" for model, data in places]
+    lines = [f"| method | {' | '.join(f'{head}: s/edit | MiB' for head in heads)} |"]
+    lines.append(f"| --- |{' ---: | ---: |' * len(places)}")
+    for name in dict.fromkeys(row.method for row in spent):
+        cells = []
+        for place in places:
+            for metric, digits in (("seconds", 2), ("memory_mb", 0)):
+                wanted = (*place, name, metric)
+                of = [row.value for row in spent if (row.model, row.data, row.method, row.metric) == wanted]
+                cells.append(f"{mean(of):,.{digits}f}" if of else "–")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines

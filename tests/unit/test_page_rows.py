@@ -1,0 +1,74 @@
+"""A page made of the numbers in a CSV file says what the tables of the runs themselves say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import page_rows
+from benchmarks.page_rows import ABILITY, SINGLE, Row
+from everedit.report.collect import collect
+from everedit.report.sweep_figures import save
+from everedit.report.tables import markdown, tables
+from tests.support.fake_runs import PROTOCOL, fake_run
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> list[Row]:
+    """What a file holds of two methods' streams, of 120 edits, and of one run of single edits."""
+    fall = {1: [1.0], 10: [1.0, 0.5] * 5, 120: [1.0, 0.0] * 60}
+    ability = {0: 0.5, 1: 0.5, 10: 0.4, 120: 0.3}
+    fake_run(tmp_path / "runs" / "a", [1] * 120, fall, growth={1: 1.1, 10: 1.3, 120: 1.9}, ability=ability)
+    fake_run(tmp_path / "runs" / "b", [1] * 10, {1: [1], 10: [1] * 9 + [0]}, policy="simie", locality=0.9)
+    fake_run(tmp_path / "runs" / "c", [1, 0], {2: [1, 0]}, method="rome", single=True)
+    page_rows.write(
+        tmp_path / "page.csv", [row for run in collect([tmp_path / "runs"]) for row in page_rows.rows_of(run)]
+    )
+    return page_rows.read(tmp_path / "page.csv")
+
+
+@pytest.mark.parametrize("when", ["retained", "uncontradicted", "immediate"])
+def test_tables_are_those_of_the_runs(rows: list[Row], tmp_path: Path, when: str) -> None:
+    runs = [run for run in collect([tmp_path / "runs"]) if not run.single]
+    for interval in (False, True):
+        theirs = markdown(tables(runs, when, [PROTOCOL]), interval=interval)  # type: ignore[arg-type]
+        assert markdown(page_rows.tables_of(rows, when), interval=interval) == theirs
+    assert "MEMIT + SimIE" in theirs
+
+
+def test_single_edits_ability_and_the_first_hundred_are_tables_of_their_own(rows: list[Row]) -> None:
+    [single] = page_rows.tables_of(rows, SINGLE)
+    assert single.single
+    assert dict(single.rows)["ROME"][2, "reliability"].value == 0.5
+    [ability] = page_rows.tables_of(rows, ABILITY)
+    assert ability.ability
+    assert dict(ability.rows)["MEMIT"][120, "accuracy"].value == 0.3
+    assert dict(ability.rows)["unedited"][120, "accuracy"].value == 0.5
+    [first] = page_rows.tables_of(rows, "first_100")
+    # Up to a hundred edits it is what the table of all says.
+    assert first.marks == [120]
+    assert dict(first.rows)["MEMIT"][120, "reliability"].value == 0.5
+
+
+def test_costs_and_growth_are_kept(rows: list[Row]) -> None:
+    assert "| MEMIT | 2.00 | 1,100 |" in page_rows.costs_of(rows)
+    grown = [(row.T, row.value) for row in rows if (row.protocol, row.metric) == ("growth", "norm_ratio")]
+    assert grown[:3] == [(1, 1.1), (10, 1.3), (120, 1.9)]
+
+
+def test_seeds_are_averaged(tmp_path: Path) -> None:
+    for seed, last in enumerate((0.0, 1.0)):
+        fake_run(tmp_path / f"s{seed}", [1, 1], {2: [1, last]}, seed=seed)
+    rows = [row for run in collect([tmp_path]) for row in page_rows.rows_of(run)]
+    [table] = page_rows.tables_of(rows, "retained")
+    entry = dict(table.rows)["MEMIT"][2, "reliability"]
+    assert (entry.value, entry.seeds, entry.low) == (0.75, 2, None)
+    assert entry.deviation == pytest.approx(0.5 / 2**0.5)
+
+
+def test_curves_are_drawn(rows: list[Row], tmp_path: Path) -> None:
+    drawn = page_rows.curves_of(rows)
+    assert [PROTOCOL in one.heading for one in drawn] == [True, False]
+    image = save(drawn[0], tmp_path).read_text()
+    assert all(f"series-{metric}-memit-simie" in image for metric in ("reliability", "locality"))
