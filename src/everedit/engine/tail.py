@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from everedit.engine.beside import changed_mlp
+from everedit.engine.token_losses import token_losses
 from everedit.errors import NumericalError
 from everedit.models import LanguageModel
 from everedit.models.forced import Forced, input_rows
-from everedit.models.hooks import capture, resumed_after, stopping_at
+from everedit.models.hooks import capture, only_at, resumed_after, stopping_at
 from everedit.models.tokens import Encoded
 
 __all__ = ["KeptStates", "Tail"]
@@ -111,8 +111,20 @@ class Tail:
             return self.lm.states(**self.forced.inputs)
 
     def losses(self) -> Tensor:
-        """Return each scored place's loss, (places,)."""
-        return F.cross_entropy(self.logits(), self.labels, reduction="none")
+        """Return each scored place's loss, (places,), whose gradient stops at the weights that make the logits."""
+        with self._last_mlp():
+            states = self.states()[self.forced.rows, self.forced.columns]
+        return token_losses(self.lm, states, self.labels)[0]
+
+    def _last_mlp(self) -> AbstractContextManager[None]:
+        """Let the last block's MLP, behind which positions do not meet any more, run only where tokens are scored."""
+        last = self.lm.layout.n_layers - 1
+        mlp = self.lm.layout.mlp(last)
+        if self.hidden is None or mlp is None or self.layer == last:
+            return nullcontext()
+        places = torch.zeros_like(self.forced.real)
+        places[self.forced.rows, self.forced.columns] = True
+        return only_at(mlp, places)
 
     def loss(self) -> Tensor:
         """Return the mean over the texts of each one's mean loss over its target tokens.
