@@ -15,8 +15,8 @@ from statistics import stdev
 from typing import NamedTuple, get_args
 
 from everedit.cache import atomic_write
-from everedit.report.collect import FIRST, Result, When
 from everedit.report.results import mean
+from everedit.report.run_result import FIRST, Result, When
 from everedit.report.sweep_figures import Drawn, Line, Panel, draw_lines
 from everedit.report.tables import UNEDITED, Entry, Table, tables, tidy
 

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -58,12 +59,18 @@ def page(name: str, rows: Sequence[Row], waiting: int, out: Path) -> list[str]:
     if waiting:
         lines[-1] += f" {waiting} runs of the sweep below are still to be made."
     lines += ["", "```yaml", (SWEEPS / f"{name}.yaml").read_text(encoding="utf-8").strip(), "```"]
+    all_of_them = markdown(page_rows.tables_of(rows, "retained"))
     for when, heading in TABLES.items():
-        if found := page_rows.tables_of(rows, when):
+        found = page_rows.tables_of(rows, when)
+        # Where nothing contradicts anything, the second table would be the first.
+        same = [replace(table, when="retained") for table in found] if when == "uncontradicted" else []
+        if found and markdown(same) != all_of_them:
             lines += ["", f"## {heading}", "", markdown(found).strip()]
     if found := page_rows.tables_of(rows, "immediate"):
         lines += ["", "## Right after each edit, mean of the first T, with 95% bootstrap intervals", ""]
         lines.append(markdown(found, interval=True).strip())
+    if not rows:
+        return lines
     lines += ["", "## What an edit costs, scoring left out", "", *page_rows.costs_of(rows), "", "## Curves", ""]
     for old in (out / name).glob("*.svg"):
         old.unlink()

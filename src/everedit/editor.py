@@ -135,11 +135,14 @@ class Editor:
         after = self.evaluator.score(batch, baseline) if baseline else []
         return EditResult(commits, before, after)
 
-    def stream(self, edits: Iterable[Edit], batch: int = 1, *, scale: float = 1.0) -> Iterator[Commit]:
+    def stream(
+        self, edits: Iterable[Edit], batch: int = 1, *, scale: float = 1.0, apart: bool = False
+    ) -> Iterator[Commit]:
         """Make edits one after another, or ``batch`` at a time, yielding each commit.
 
-        Where the policy edits the base model, the edits are independent, and the values of several are
-        optimised together ahead of time. ``scale`` is what part of the method's change of weights is made.
+        Where the policy edits the base model, or the caller takes every commit back before the next (``apart``), the
+        edits are independent, and the values of several are optimised together ahead of time. ``scale`` is what part of
+        the method's change of weights is made.
 
         Raises :class:`NotApplicable` for a batch of more than one if the method solves none.
         """
@@ -147,7 +150,8 @@ class Editor:
         queue = list(edits)
         for index in range(0, len(queue), batch):
             part = queue[index : index + batch]
-            if self.policy.edits_from == "base" and any(edit.id not in self._pending for edit in part):
+            independent = apart or self.policy.edits_from == "base"
+            if independent and any(edit.id not in self._pending for edit in part):
                 ahead = queue[index : index + max(batch, PREFETCH)]
                 self._prefetch([item for item in ahead if item.id not in self._pending])
             yield self._commit(part, scale)
@@ -268,6 +272,12 @@ class Editor:
     def unedited(self) -> Iterator[LanguageModel]:
         """Give the model with its original bits while the block runs."""
         with self._detached():
+            yield self.lm
+
+    @contextmanager
+    def beneath(self) -> Iterator[LanguageModel]:
+        """Give the model as the stream goes on with it, beneath a policy of read-out, while the block runs."""
+        with self._weights.showing("stream"):
             yield self.lm
 
     @contextmanager

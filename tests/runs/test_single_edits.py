@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,15 @@ import torch
 
 from everedit import experiments
 from everedit.edit import Edit
+from everedit.engine.bench import Workbench
+from everedit.engine.target import Target
+from everedit.errors import NotApplicable
 from everedit.experiments.run import make_editor
+from everedit.methods.memit import Memit
 from everedit.models import load_model
 from everedit.patch import load_tensors
+from everedit.report.collect import collect
+from everedit.report.tables import tables
 from tests.support.running import (
     N_EDITS,
     Interrupting,
@@ -99,3 +106,43 @@ def test_a_checkpoint_holds_every_edits_score_and_the_weights_growth(
         found = torch.linalg.svdvals(now)[0] / torch.linalg.svdvals(base)[0]
         assert ratio == pytest.approx(float(found), rel=1e-6)
         assert ratio != 1
+
+
+def test_a_stream_beneath_prune_is_the_stream_without_it(data: Path, corpus_path: Path, tmp_path: Path) -> None:
+    # A method that writes much, so that there is something to restrain.
+    config = run_config(data, corpus_path, method="ft", policy="accumulate", method_settings={"lr": 0.01})
+    experiments.start(config, tmp_path / "plain")
+    pruned = config.model_copy(update={"policy": "prune", "policy_settings": {"function": "log"}, "beneath": True})
+    experiments.start(pruned, tmp_path / "pruned")
+    plain, under, shown = collect([tmp_path / "plain"])[0], *reversed(collect([tmp_path / "pruned"]))
+    assert [run.line for run in (plain, under, shown)] == ["FT", "FT", "FT + PRUNE"]
+    for when in ("immediate", "retained", "uncontradicted"):
+        for mark in plain.marks:
+            assert under.scores(TOKENS, mark, when) == plain.scores(TOKENS, mark, when)
+    assert under.growth == plain.growth != shown.growth
+    assert under.interval(TOKENS, "reliability", N_EDITS) == plain.interval(TOKENS, "reliability", N_EDITS)
+    assert under.finished
+    # The tables hold both rows, and the page of the run the one that is shown.
+    [table] = tables(collect([tmp_path / "pruned"]), protocols=[TOKENS])
+    assert [name for name, _ in table.rows] == ["unedited", "FT + PRUNE", "FT"]
+
+
+def test_what_has_nothing_beneath_says_so(data: Path, corpus_path: Path, tmp_path: Path) -> None:
+    config = run_config(data, corpus_path, policy="nas", beneath=True)
+    with pytest.raises(NotApplicable, match="nothing is beneath the policy nas"):
+        experiments.start(config, tmp_path / "run")
+
+
+def test_values_of_single_edits_are_found_together(
+    data: Path, corpus_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    theirs = Memit.targets
+
+    def counting(self: Memit, bench: Workbench, edits: Sequence[Edit]) -> list[Target]:
+        asked.append(len(edits))
+        return theirs(self, bench, edits)
+
+    monkeypatch.setattr(Memit, "targets", counting)
+    experiments.start(run_config(data, corpus_path, policy="accumulate", single=True), tmp_path / "run")
+    assert asked == [N_EDITS]

@@ -17,7 +17,8 @@ from everedit.evaluation.ability import TASKS
 from everedit.experiments.recipes import Recipe, conclude, recipe, recipe_names
 from everedit.experiments.recipes.claims import Claim, Form, Line, Published, Spot, judged
 from everedit.experiments.sweeps import Cell, cells_of
-from everedit.report.collect import ROLLBACK, collect
+from everedit.report.collect import collect
+from everedit.report.run_result import ROLLBACK
 from tests.support.fake_runs import PROTOCOL, fake_run, fake_sweep
 
 NAMES = ["alphaedit", "easyedit", "prune", "simie", "ultraedit", "wilke", "wise"]

@@ -51,6 +51,9 @@ class RunConfig(BaseModel):
     immediate: tuple[str, ...] | None = Field(
         None, description="those of the protocols that an edit is scored under right after it is made; null: all"
     )
+    beneath: bool = Field(
+        False, description="score the stream beneath a policy of read-out too, which goes on without it: a second row"
+    )
     judge: JudgeConfig | None = Field(None, description="who judges free answers under wild/judged@1")
     references: Path | None = Field(None, description="reference texts for the consistency of rome/generation@1")
     ability: AbilityConfig | None = Field(None, description="tasks measured before the first edit and at checkpoints")

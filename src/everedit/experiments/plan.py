@@ -13,7 +13,7 @@ from everedit.data import data_set, load_edits
 from everedit.editor import Editor
 from everedit.evaluation import FOR_ANY_DATA, Evaluator
 from everedit.experiments.config import RunConfig
-from everedit.experiments.run import make_evaluator
+from everedit.experiments.scoring import make_evaluator
 from everedit.models import LanguageModel
 
 __all__ = ["Plan", "make_plan"]

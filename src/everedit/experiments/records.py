@@ -24,6 +24,8 @@ __all__ = ["described", "edit_row"]
 def described(config: RunConfig, editor: Editor, loaded: Loaded, edits: int, command: str) -> dict[str, Any]:
     """Return all that a run of ``edits`` edits depends on, for ``config.json``."""
     lm, method, policy = editor.lm, editor.method, editor.policy
+    under = policy.beneath()
+    beneath = {"policy": under.name or "accumulate", "policy_settings": under.settings}
     return {
         "model": {
             "name": config.model,
@@ -35,6 +37,7 @@ def described(config: RunConfig, editor: Editor, loaded: Loaded, edits: int, com
         },
         "method": method.name,
         "policy": policy.name,
+        **({"beneath": beneath} if config.beneath else {}),
         "data": {"name": loaded.name, "path": str(loaded.path), "sha256": file_sha256(loaded.path)},
         "edits": edits,
         "checkpoints": list(config.checkpoints),

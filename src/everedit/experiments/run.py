@@ -15,28 +15,19 @@ from everedit.engine.moments import Corpus
 from everedit.engine.state import State
 from everedit.engine.weights import Snapshot
 from everedit.errors import EditError, EvereditError, NumericalError, TokenError
-from everedit.evaluation import (
-    FOR_ANY_DATA,
-    PROTOCOLS,
-    Baseline,
-    EditScores,
-    EndpointJudge,
-    Evaluator,
-    References,
-)
-from everedit.evaluation.ability import Ability
-from everedit.evaluation.evaluate import average
+from everedit.evaluation import FOR_ANY_DATA, PROTOCOLS, Baseline, EditScores
 from everedit.evaluation.metrics import mean
 from everedit.experiments.config import RunConfig
 from everedit.experiments.folder import RunFolder
 from everedit.experiments.kept_answers import KeptAnswers
 from everedit.experiments.records import described, edit_row
-from everedit.experiments.summary import checkpoint_scores, summarise
+from everedit.experiments.scoring import Scoring
+from everedit.experiments.summary import summarise
 from everedit.models import LanguageModel, load_model
 from everedit.models.memory import peak_memory_mb
 from everedit.reporting import Reporter, Silent
 
-__all__ = ["make_editor", "make_evaluator", "resume", "start"]
+__all__ = ["make_editor", "resume", "start"]
 
 
 def start(
@@ -95,13 +86,6 @@ def make_editor(lm: LanguageModel, config: RunConfig) -> Editor:
     )
 
 
-def make_evaluator(lm: LanguageModel, config: RunConfig) -> Evaluator:
-    """Return the evaluator that a config describes. Raises :class:`EvereditError` for a protocol that cannot be."""
-    judge = EndpointJudge(config.judge) if config.judge else None
-    references = References.load(config.references) if config.references else None
-    return Evaluator(lm, config.protocols, judge, references, config.seed)
-
-
 @dataclass
 class _Run:
     config: RunConfig
@@ -118,10 +102,7 @@ class _Run:
         self.lm = load_model(self.config.model, device=self.config.device, dtype=self.config.dtype)
         self.editor = make_editor(self.lm, self.config)
         self.editor.require_batches(self.config.batch)
-        self.evaluator = make_evaluator(self.lm, self.config)
-        few = self.config.model_copy(update={"protocols": self.config.right_after})
-        self.right_after = make_evaluator(self.lm, few)
-        self.ability = Ability(self.config.ability, self.config.seed) if self.config.ability else None
+        self.scoring = Scoring(self.config, self.editor)
         self.editor.bench.moments.progress = lambda done, _: self.reporter.step(done)
 
     def choose(self, loaded: Loaded, kept: Path | None) -> None:
@@ -130,7 +111,7 @@ class _Run:
         queue = list(zip(loaded.edits, loaded.lines, strict=True))
         if self.config.shuffle:
             random.Random(self.config.seed).shuffle(queue)
-        stored, unedited = Baseline.empty(), KeptAnswers(kept, self.evaluator, self.config)
+        stored, unedited = Baseline.empty(), KeptAnswers(kept, self.scoring.evaluator, self.config)
         self.reporter.stage("reading the unedited model's answers", self.config.edits)
         while queue and len(self.edits) < self.config.edits:
             need = min(32, self.config.edits - len(self.edits))
@@ -148,7 +129,7 @@ class _Run:
             self.reporter.step(len(self.edits))
         if not self.edits:
             raise EditError(what="every record was set aside", where=str(loaded.path), fix="see everedit data validate")
-        self.baseline = stored
+        self.scoring.baseline = stored
         self.folder.write_json("base.json", stored.as_json())
 
     def save_choice(self) -> None:
@@ -161,7 +142,7 @@ class _Run:
     def _fits(self, edit: Edit, line: int) -> bool:
         try:
             self.editor.check(edit)
-            self.evaluator.check(edit)
+            self.scoring.evaluator.check(edit)
         except EvereditError as error:
             self._reject(edit, line, error.what, error.fix)
             return False
@@ -176,7 +157,7 @@ class _Run:
             self.lines.append(row.pop("line"))
             self.edits.append(Edit.model_validate(row))
         self.rejected = [Rejected(**row) for row in self.folder.rows("quarantine.jsonl")]
-        self.baseline = Baseline.from_json(self.folder.read_json("base.json"))
+        self.scoring.baseline = Baseline.from_json(self.folder.read_json("base.json"))
 
     def go(self) -> dict[str, Any]:
         self._measure_unedited()
@@ -195,12 +176,12 @@ class _Run:
         for n, commit in self._stream(done):
             edits, first = commit.edits, n - len(commit.edits) + 1
             with self.editor.bench.clock.phase("score"):
-                immediate = self.right_after.score(edits, self.baseline)
+                immediate, beneath = self.scoring.right_after(edits), self.scoring.right_after_beneath(edits)
             spent = {**commit.seconds, **self.editor.bench.clock.take()}
             seconds = {phase: value / len(edits) for phase, value in spent.items()}
-            before = self.evaluator.score_baseline(edits, self.baseline)
-            for offset, (edit, old, new) in enumerate(zip(edits, before, immediate, strict=True)):
-                self._record(edit_row(first + offset, edit, commit, old.scores, new.scores, seconds))
+            before = self.scoring.unedited(edits)
+            for offset, (edit, old, new, more) in enumerate(zip(edits, before, immediate, beneath, strict=True)):
+                self._record({**edit_row(first + offset, edit, commit, old.scores, new.scores, seconds), **more})
             if self.config.single:
                 self._take_back(immediate)
             elif any(first <= mark <= n for mark in (*self.config.checkpoints, len(self.edits))):
@@ -219,7 +200,7 @@ class _Run:
             size = 1 if singly else min(self.config.batch, len(self.edits) - done)
             try:
                 # The values that a stream finds ahead of time are the editor's, and are there for the next one.
-                commit = next(self.editor.stream(self.edits[done:], size))
+                commit = next(self.editor.stream(self.edits[done:], size, apart=self.config.single))
             except (EditError, TokenError, NumericalError) as error:
                 if size > 1:
                     singly = size
@@ -255,32 +236,16 @@ class _Run:
         yield from ({"edit_id": edit.id, "n": n, **sample} for sample in scores.samples)
 
     def _checkpoint(self, n: int) -> None:
-        edits = self.edits[:n]
-        if not self.config.single:
-            now = self.evaluator.answers(edits, self.baseline)
-            self._final = self.evaluator.score_answers(edits, now, self.baseline)
-            self.folder.write_json("answers.json", Baseline(now).as_json())
-        self._record(
-            {
-                "kind": "checkpoint",
-                "n": n,
-                **checkpoint_scores(edits, self._final, self.config.seed, single=self.config.single),
-                "unedited": average(self.evaluator.score_baseline(edits, self.baseline)),
-                "norm_ratio": self.editor.norm_ratios(),
-                "singular_value_ratio": self.editor.singular_value_ratios(),
-                **({"ability": self._abilities()} if self.ability else {}),
-                "peak_memory_mb": peak_memory_mb(),
-            }
-        )
+        row, self._final, said = self.scoring.checkpoint(self.edits[:n], self._final if self.config.single else ())
+        if said is not None:
+            self.folder.write_json("answers.json", Baseline(said).as_json())
+        self._record(row)
 
     def _measure_unedited(self) -> None:
         """Measure the general ability of the unedited model, unless that was done before an interruption."""
-        if self.ability is not None and not (self.folder.path / "ability.json").exists():
+        if self.config.ability and not (self.folder.path / "ability.json").exists():
             self.reporter.stage("the unedited model's general ability")
-            self.folder.write_json("ability.json", self._abilities())
-
-    def _abilities(self) -> dict[str, Any]:
-        return {item.task: item.as_dict() for item in self.ability.measure(self.lm)} if self.ability else {}
+            self.folder.write_json("ability.json", self.scoring.abilities())
 
     def _record(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
@@ -303,15 +268,15 @@ class _Run:
         if not any(row["kind"] == "checkpoint" and row["n"] == n for row in self.rows):
             # What was to be the last edit was set aside.
             self._checkpoint(n)
-        final = self._final if len(self._final) == n else self.evaluator.score(self.edits, self.baseline)
+        final = self._final if len(self._final) == n else self.scoring.scores(self.edits)
         samples = (row for number, item in enumerate(final, start=1) for row in self._sample_rows(number, item))
         self.folder.write_rows("samples.jsonl", samples)
-        before = [item.scores for item in self.evaluator.score_baseline(self.edits, self.baseline)]
+        before = [item.scores for item in self.scoring.unedited(self.edits)]
         scores = [item.scores for item in final]
         summary = summarise(self.rows, scores, before, len(self.rejected), peak_memory_mb())
         summary["seconds_before"] = spent_before
         summary["single"] = self.config.single
-        if self.ability is not None:
+        if self.config.ability:
             marks = {str(row["n"]): row["ability"] for row in self.rows if row["kind"] == "checkpoint"}
             summary["ability"] = {"unedited": self.folder.read_json("ability.json"), "checkpoints": marks}
         # What methods and policies count as they go: layers chosen, edits not written.

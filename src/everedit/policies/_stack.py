@@ -43,6 +43,10 @@ class Stack:
         dumped = {policy.name: policy.config.model_dump(mode="json") for policy in self.parts}
         return dumped[self.name] if len(self.parts) == 1 else dumped
 
+    def beneath(self) -> Stack:
+        """Return what is left without the policy of read-out: how the stream goes on."""
+        return Stack([policy for policy in self.parts if policy.stage != "read-out"])
+
     @property
     def edits_from(self) -> Literal["current", "base"]:
         """The unedited model if any of them says so."""

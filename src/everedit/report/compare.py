@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from everedit.errors import EvereditError, RunFolderError
-from everedit.report.collect import Result, When, collect, flattened
+from everedit.report.collect import collect, flattened
+from everedit.report.run_result import Result, When
 from everedit.uncertainty import PairedTest, holm, paired_test
 
 __all__ = ["Compared", "Comparison", "compare"]

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from everedit.cache import atomic_write
-from everedit.report.collect import FIRST, Result, When, named
+from everedit.report.collect import named
 from everedit.report.drawing import PALETTE, blank, edit_axis, split, standing_alone, styled
 from everedit.report.results import mean
+from everedit.report.run_result import FIRST, Result, When
 from everedit.report.wording import printed
 from everedit.uncertainty import bootstrap_interval
 

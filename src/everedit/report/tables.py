@@ -10,8 +10,9 @@ from pathlib import Path
 from statistics import stdev
 from typing import Any
 
-from everedit.report.collect import Result, When, named
+from everedit.report.collect import named
 from everedit.report.results import mean
+from everedit.report.run_result import Result, When
 from everedit.uncertainty import bootstrap_interval
 
 __all__ = ["Entry", "Table", "latex", "markdown", "tables", "tidy", "tidy_csv"]

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from everedit.report.collect import Result, When
 from everedit.report.results import mean
+from everedit.report.run_result import Result, When
 from everedit.report.wording import printed
 from everedit.uncertainty import bootstrap_interval
 

@@ -129,7 +129,8 @@ def _cell(
     with _naming(f"{where}, {_to_blame(sources, {'protocols'})}"):
         data_set(form).require_protocols(form, config.protocols, FOR_ANY_DATA)
     skipped = next((rule.skip for _, rule in rules if rule.skip), "") or _misfit(config, sources, where)
-    about: dict[str, Any] = {"config": config.model_dump(mode="json"), "kind": sweep.kind}
+    # Without what is as it is by default: a key that a later version adds makes no other cell.
+    about: dict[str, Any] = {"config": config.model_dump(mode="json", exclude_defaults=True), "kind": sweep.kind}
     if sweep.kind == "rollback":
         about["untouched"] = sweep.untouched
     return Cell(_folder_name(called, digest(about, 8)), called, config, skipped)
