@@ -15,11 +15,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from everedit.errors import CacheError
+from everedit.errors import CacheError, RunFolderError
 
 __all__ = [
-    "atomic_folder", "atomic_write", "cache_root", "digest", "file_sha256", "held", "to_disk", "write_json",
-    "write_text",
+    "atomic_folder", "atomic_write", "cache_root", "digest", "file_sha256", "held", "require_writable", "to_disk",
+    "write_json", "write_text",
 ]  # fmt: skip
 
 
@@ -152,6 +152,23 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write indented JSON atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def require_writable(folder: Path, *names: str) -> None:
+    """Raise :class:`RunFolderError` unless files with these names can be written into ``folder``, which need not be
+    there yet: before long work rather than behind it.
+    """
+    there = next((place for place in (folder, *folder.parents) if place.exists()), folder)
+    try:
+        # The one sure way to learn whether a folder can be written to; an earlier result there stays.
+        with tempfile.TemporaryFile(dir=there):
+            pass
+        if any((folder / name).is_dir() for name in names):
+            raise IsADirectoryError
+    except OSError as error:
+        raise RunFolderError(
+            what="the output folder cannot be written", where=str(folder), fix="choose another --out"
+        ) from error
 
 
 def digest(value: Any, length: int = 16) -> str:

@@ -419,6 +419,8 @@ def test_an_output_folder_that_cannot_be_written_is_one_clear_error(
         (["--set", "method.layers=[99]"], "no layer 99"),
         (["--set", "method.lamda=1"], "known settings"),
         (["--set", "nonsense"], "key=value"),
+        (["--set", "batch=2"], "has no batch"),
+        (["--set", "single=true"], "has no single"),
         (["--checkpoints", "1,x"], "checkpoints"),
         (["--model", "/no/such/folder"], "/no/such/folder"),
     ],

@@ -337,6 +337,20 @@ def test_a_subject_that_is_not_in_the_prompt_is_one_clear_error(words: list[obje
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("place", ["the folder is a file", "above it is a file", "a file is a folder"])
+def test_a_folder_that_cannot_be_written_is_met_before_the_model(place: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    if place == "a file is a folder":
+        (out / "trace.svg").mkdir(parents=True)
+    else:
+        out.write_text("not a folder")
+        out = out / "below" if place == "above it is a file" else out
+    result = run("--model", "/no/such/model", "--prompt", "a", "--subject", "a", "--out", out, code=1)
+    said = " ".join(result.stderr.split())
+    assert "the output folder cannot be written" in said
+    assert "choose another --out" in said
+
+
 def test_effects_that_are_all_negative_are_drawn_too(tmp_path: Path) -> None:
     """Noise may raise an answer's probability, and a subject that begins the prompt leaves no row of zeros."""
     found = {**traced("gpt2").as_dict(), "settings": {"window": 3}}

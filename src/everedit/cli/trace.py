@@ -24,7 +24,7 @@ def trace(
     json: bool = typer.Option(False, "--json", help="Write the result as JSON to standard output."),
 ) -> None:
     """Corrupt a subject, restore single states, and show which of them bring the answer back."""
-    from everedit.cache import write_json
+    from everedit.cache import require_writable, write_json
     from everedit.engine.settings import validated
     from everedit.engine.trace import TraceConfig
     from everedit.engine.trace import trace as run
@@ -32,6 +32,7 @@ def trace(
 
     values = {"samples": samples, "window": window, "noise": noise, "severed": severed, "seed": seed}
     config = validated(TraceConfig, values, "trace")
+    require_writable(out, "trace.json", "trace.svg")
     with showing_progress() as reporter:
         reporter.stage(f"loading {model}")
         lm = load_model(model, device=device)

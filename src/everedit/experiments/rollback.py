@@ -11,14 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryFile
 from typing import Any
 
-from everedit.cache import write_json
+from everedit.cache import require_writable, write_json
 from everedit.data import load_edits
 from everedit.edit import Edit
 from everedit.editor import Editor
-from everedit.errors import EditError, EvereditError, RunFolderError
+from everedit.errors import EditError, EvereditError
 from everedit.evaluation.metrics import mean
 from everedit.evaluation.read import read
 from everedit.experiments.config import RunConfig
@@ -131,8 +130,9 @@ def rollback_run(config: RunConfig, untouched: int, out: Path, reporter: Reporte
     reporter = reporter or Silent()
     # A misspelt name should not cost the loading of a model.
     method_class(config.method)
+    _require_its_keys(config)
     loaded = load_edits(config.data, config.data_path, keep_contradictions=config.contradictions == "keep")
-    _require_writable(out)
+    require_writable(out, "rollback.json")
     reporter.stage(f"loading {config.model}")
     editor = make_editor(load_model(config.model, device=config.device, dtype=config.dtype), config)
     wanted = config.edits + untouched
@@ -158,18 +158,14 @@ def rollback_run(config: RunConfig, untouched: int, out: Path, reporter: Reporte
     return result
 
 
-def _require_writable(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        # The one sure way to learn whether a folder can be written to; an earlier result there stays.
-        with TemporaryFile(dir=out):
-            pass
-        if (out / "rollback.json").is_dir():
-            raise IsADirectoryError
-    except OSError as error:
-        raise RunFolderError(
-            what="the output folder cannot be written", where=str(out), fix="choose another --out"
-        ) from error
+def _require_its_keys(config: RunConfig) -> None:
+    for key in ("batch", "single", "shuffle", "beneath"):
+        if getattr(config, key) != RunConfig.model_fields[key].default:
+            raise EditError(
+                what=f"the roll-back protocol has no {key}: it edits one fact and edits it back, in the data's order",
+                where=f"{key}={getattr(config, key)}",
+                fix="leave it out",
+            )
 
 
 def _fits(editor: Editor, edit: Edit) -> bool:
