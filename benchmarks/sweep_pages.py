@@ -39,6 +39,8 @@ from everedit.report.tables import markdown
 SWEEPS = Path(__file__).parent / "sweeps"
 KEPT = Path(".benchmarks/sweeps")
 DATA = Path(".benchmarks/data")
+# Longer streams than one file holds, beside the data.
+JOINED = {"zsre_long.jsonl": ("zsre/edit.jsonl", "zsre/train.jsonl")}
 TABLES = {
     SINGLE: "Single edits, each taken back before the next",
     "retained": "All T edits, with the model as it is after T",
@@ -86,6 +88,8 @@ def cells(name: str, data: Path) -> tuple[SweepConfig, list[Cell]]:
     if data.exists():
         DATA.unlink(missing_ok=True)
         DATA.symlink_to(data.resolve(), target_is_directory=True)
+        for joined, parts in JOINED.items():
+            (DATA.parent / joined).write_bytes(b"".join((data / part).read_bytes() for part in parts))
     file = KEPT / f"{name}.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
     text = (SWEEPS / file.name).read_text(encoding="utf-8")
