@@ -8,6 +8,9 @@ import pytest
 
 from benchmarks import page_rows
 from benchmarks.page_rows import ABILITY, SINGLE, Row
+from benchmarks.sweep_pages import SWEEPS
+from everedit.experiments.sweeps import SweepConfig
+from everedit.methods import method_class
 from everedit.report.collect import collect
 from everedit.report.sweep_figures import save
 from everedit.report.tables import markdown, tables
@@ -65,6 +68,16 @@ def test_seeds_are_averaged(tmp_path: Path) -> None:
     entry = dict(table.rows)["MEMIT"][2, "reliability"]
     assert (entry.value, entry.seeds, entry.low) == (0.75, 2, None)
     assert entry.deviation == pytest.approx(0.5 / 2**0.5)
+
+
+@pytest.mark.parametrize("file", sorted(SWEEPS.glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_page_is_a_sweep(file: Path) -> None:
+    sweep = SweepConfig.read(file)
+    assert sweep.title
+    for method in sweep.methods:
+        # Where a rule adds what else is needed, what is set here must still be known.
+        known = method_class(method.name).Config.model_fields
+        assert {key.removeprefix("method.") for key in method.set if key.startswith("method.")} <= set(known)
 
 
 def test_curves_are_drawn(rows: list[Row], tmp_path: Path) -> None:
