@@ -110,7 +110,9 @@ def tables_of(rows: Sequence[Row], when: str) -> list[Table]:
     for row in rows:
         if row.when == when:
             groups.setdefault((row.model, row.data, row.protocol), []).append(row)
-    return [_table(place, group, when) for place, group in groups.items()]
+    # Where nothing but the unedited model has scores, none were asked for.
+    asked = {place: group for place, group in groups.items() if any(row.method != UNEDITED for row in group)}
+    return [_table(place, group, when) for place, group in asked.items()]
 
 
 def _table(place: tuple[str, str, str], group: list[Row], when: str) -> Table:

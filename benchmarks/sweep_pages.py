@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from fnmatch import fnmatch
@@ -121,6 +121,17 @@ def make(name: str, sweep: SweepConfig, wanted: Sequence[Cell], jobs: int, minut
     return drive(folder, LocalWorkers(jobs), watch)
 
 
+def finished(name: str, cells: Collection[str]) -> dict[str, list[Row]]:
+    """The numbers of those cells that were made, to their end, on this machine."""
+    found: dict[str, list[Row]] = {}
+    with suppress(RunFolderError):
+        # There may be none. A run with two rows of a table gives two results.
+        for result in collect([KEPT / name]):
+            if result.finished and result.folder.name in cells:
+                found.setdefault(result.folder.name, []).extend(page_rows.rows_of(result))
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=sorted(path.stem for path in SWEEPS.glob("*.yaml")))
@@ -136,17 +147,14 @@ def main() -> None:
     kept: dict[str, list[Row]] = {}
     for row in [] if options.anew else page_rows.read(file):
         kept.setdefault(row.cell, []).append(row)
-    wanted = [
-        cell for cell in every if cell.name not in kept and any(fnmatch(cell.name, only) for only in options.only)
-    ]
+    missing = [cell for cell in every if cell.name not in kept]
+    wanted = [cell for cell in missing if any(fnmatch(cell.name, only) for only in options.only)]
     failed = False
     if wanted:
         with suppress(KeyboardInterrupt):
-            failed = any(
-                state.status == "failed" for state in make(options.name, sweep, wanted, options.jobs, options.minutes)
-            )
-        made = [result for result in collect([KEPT / options.name]) if result.finished]
-        kept |= {result.folder.name: page_rows.rows_of(result) for result in made}
+            states = make(options.name, sweep, wanted, options.jobs, options.minutes)
+            failed = any(state.status == "failed" for state in states)
+    kept |= finished(options.name, {cell.name for cell in missing})
     rows = [row for cell in every for row in kept.get(cell.name, [])]
     page_rows.write(file, rows)
     waiting = sum(cell.name not in kept and not cell.skipped for cell in every)

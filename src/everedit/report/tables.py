@@ -12,7 +12,7 @@ from typing import Any
 
 from everedit.report.collect import named
 from everedit.report.results import mean
-from everedit.report.run_result import Result, When
+from everedit.report.run_result import FIRST, Result, When
 from everedit.uncertainty import bootstrap_interval
 
 __all__ = ["Entry", "Table", "latex", "markdown", "tables", "tidy", "tidy_csv"]
@@ -118,7 +118,7 @@ def _table(key: tuple[str, str, str, bool], group: list[Result], when: When) -> 
     model, data, protocol, single = key
     marks = sorted({mark for result in group for mark in result.marks})
     known = list(dict.fromkeys(metric for result in group for metric in result.metrics(protocol)))
-    rows = [(UNEDITED, _unedited(group, protocol, marks))]
+    rows = [(UNEDITED, _unedited(group, protocol, marks, when))]
     for name, runs in named(group).items():
         unfinished = "" if all(run.finished for run in runs) else " (unfinished)"
         entries: dict[tuple[int, str], Entry] = {}
@@ -145,11 +145,12 @@ def _table(key: tuple[str, str, str, bool], group: list[Result], when: When) -> 
     )
 
 
-def _unedited(group: list[Result], protocol: str, marks: list[int]) -> dict[tuple[int, str], Entry]:
+def _unedited(group: list[Result], protocol: str, marks: list[int], when: When) -> dict[tuple[int, str], Entry]:
     """Return the unedited model's figures: means over the runs, which may have set aside different records."""
     found = {}
     for mark in marks:
-        blocks = [run.unedited(protocol, mark) for run in group if mark in run.marks]
+        asked = min(mark, FIRST) if when == "first_100" else mark
+        blocks = [run.unedited(protocol, asked) for run in group if mark in run.marks]
         for metric in dict.fromkeys(metric for block in blocks for metric in block):
             value = mean(block.get(metric) for block in blocks)
             if value is not None:
