@@ -25,17 +25,21 @@ def fake_run(
     finished: bool = True,
     growth: dict[int, float] | None = None,
     ability: dict[int, float] | None = None,
+    beneath: float | None = None,
     **settings: Any,
 ) -> Path:
     """Write a run folder of as many edits as there are ``immediate`` reliabilities.
 
     ``retained`` maps T to the reliability of each of the first T edits then, without whose first one the rest is
-    uncontradicted. Locality is the same everywhere; ``ability`` maps T to the accuracy in a task, 0 meaning before any.
+    uncontradicted. Locality is the same everywhere; ``ability`` maps T to the accuracy in a task, 0 meaning before any;
+    ``beneath`` is every reliability of the stream beneath the policy, which is plain accumulation.
     Every edit took 2 s, and 3 s of scoring; the process held 100 MiB more at each checkpoint.
     """
     folder.mkdir(parents=True)
     run = {"model": "tiny", "data": "towns", "method": method, "policy": policy, "seed": seed, **settings}
     described = {"run": run, "method": method, "policy": policy, "edits": len(immediate), "protocols": [protocol]}
+    if beneath is not None:
+        run["beneath"], described["beneath"] = True, {"policy": "accumulate", "policy_settings": {}}
     (folder / "config.json").write_text(json.dumps(described))
 
     def scores(value: float, kept: float = locality) -> dict[str, Any]:
@@ -54,7 +58,8 @@ def fake_run(
             "edit_id": f"e{first_id + n}",
             "seconds": {"target": 1.5, "solve": 0.5, "score": 3.0},
         }
-        rows.append({**edit, "before": scores(0.0, 1.0), "immediate": scores(value)})
+        under = {} if beneath is None else {"beneath": {"immediate": scores(beneath), "retained": scores(beneath)}}
+        rows.append({**edit, "before": scores(0.0, 1.0), "immediate": scores(value), **under})
         if n in retained:
             values = list(retained[n])
             by_edit = {"reliability": values, "locality": [locality] * n, "portability": [None] * n}
@@ -66,6 +71,7 @@ def fake_run(
                     "uncontradicted": scores(mean(values[1:] or values)),
                     "first_100": scores(mean(values[:100])),
                     "contradicted": 1,
+                    **under,
                     "by_edit": {protocol: by_edit},
                     **({"ability": measured(ability[n])} if ability else {}),
                     "norm_ratio": {"a": 1.0, "b": (growth or {}).get(n, 1.5)},

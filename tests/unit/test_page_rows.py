@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import page_rows
+from benchmarks import page_rows, sweep_pages
 from benchmarks.page_rows import ABILITY, SINGLE, Row
 from benchmarks.sweep_pages import SWEEPS
 from everedit.experiments.sweeps import SweepConfig
@@ -58,6 +58,18 @@ def test_costs_and_growth_are_kept(rows: list[Row]) -> None:
     assert "| MEMIT | 2.00 | 1,100 |" in page_rows.costs_of(rows)
     grown = [(row.T, row.value) for row in rows if (row.protocol, row.metric) == ("growth", "norm_ratio")]
     assert grown[:3] == [(1, 1.1), (10, 1.3), (120, 1.9)]
+
+
+def test_both_rows_of_a_run_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep_pages, "KEPT", tmp_path)
+    fake_run(tmp_path / "page" / "one", [1, 1], {2: [1, 1]}, policy="prune", beneath=0.25)
+    fake_run(tmp_path / "page" / "other", [1, 1], {2: [1, 1]}, method="rome")
+    fake_run(tmp_path / "page" / "half", [1, 1], {2: [1, 1]}, method="ft", finished=False)
+    found = sweep_pages.finished("page", {"one", "half"})
+    assert found.keys() == {"one"}
+    [table] = page_rows.tables_of(found["one"], "retained")
+    values = {name: entries[2, "reliability"].value for name, entries in table.rows}
+    assert values == {"unedited": 0.0, "MEMIT + PRUNE": 1.0, "MEMIT": 0.25}
 
 
 def test_seeds_are_averaged(tmp_path: Path) -> None:
