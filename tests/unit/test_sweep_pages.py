@@ -197,3 +197,10 @@ def test_a_sweep_that_has_not_begun_has_a_page_and_no_sweep_has_none(tmp_path: P
     with pytest.raises(RunFolderError, match="no sweep here"):
         write_sweep_report(tmp_path)
     assert "report.html" in CliRunner(env={"COLUMNS": "300"}).invoke(app, ["report", str(tmp_path / "sweep")]).stdout
+
+
+def test_growth_by_orders_of_magnitude_is_drawn_as_such(runs: Path, tmp_path: Path) -> None:
+    fake_run(tmp_path / "wild" / "w0", [1, 0], {1: [1], 2: [0, 0]}, growth={1: 4.0, 2: 1e6})
+    norm, largest = drawn(tmp_path / "wild", "Growth").figure.axes
+    assert (norm.get_yscale(), largest.get_yscale()) == ("log", "linear")
+    assert {axes.get_yscale() for axes in drawn(runs / "a0", "Growth").figure.axes} == {"linear"}

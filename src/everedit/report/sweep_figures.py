@@ -30,6 +30,8 @@ _STYLES = [
 ]
 _MOST_LINES = 8
 _WIDTH = 9.2
+# A line that grows so many times would leave nothing to see of the others.
+_FAR = 100
 _GROWTHS = {"norm_ratio": "norm", "singular_value_ratio": "largest singular value"}
 
 
@@ -246,8 +248,11 @@ def _panels(panels: Sequence[Panel], label: str, *, bounded: bool) -> Figure:
             axes.axhline(panel.unedited, color=PALETTE["muted"], linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
         edit_axis(axes, [line.points for line in panel.lines])
         axes.ticklabel_format(axis="y", useOffset=False)
-        if bounded and all(value <= 1 for line in panel.lines for _, value in line.points):
+        values = [value for line in panel.lines for _, value in line.points]
+        if bounded and max(values) <= 1:
             axes.set_ylim(-0.03, 1.03)
+        elif not bounded and min(values) > 0 and max(values) > _FAR * min(values):
+            axes.set_yscale("log")
         if place % across == 0:
             axes.set_ylabel(label, color=PALETTE["muted"], fontsize=9)
         if place + across < len(panels):
