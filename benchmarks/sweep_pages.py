@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from fnmatch import fnmatch
@@ -32,8 +32,9 @@ from everedit.experiments.sweeps import (
     cells_of,
     drive,
 )
-from everedit.report.collect import collect
+from everedit.report.collect import results_of_run
 from everedit.report.sweep_figures import save
+from everedit.report.sweep_files import CELLS
 from everedit.report.tables import markdown
 
 SWEEPS = Path(__file__).parent / "sweeps"
@@ -121,14 +122,14 @@ def make(name: str, sweep: SweepConfig, wanted: Sequence[Cell], jobs: int, minut
     return drive(folder, LocalWorkers(jobs), watch)
 
 
-def finished(name: str, cells: Collection[str]) -> dict[str, list[Row]]:
+def finished(name: str, cells: Iterable[Cell]) -> dict[str, list[Row]]:
     """The numbers of those cells that were made, to their end, on this machine."""
     found: dict[str, list[Row]] = {}
-    with suppress(RunFolderError):
-        # There may be none. A run with two rows of a table gives two results.
-        for result in collect([KEPT / name]):
-            if result.finished and result.folder.name in cells:
-                found.setdefault(result.folder.name, []).extend(page_rows.rows_of(result))
+    for cell in cells:
+        results = list(results_of_run(KEPT / name / CELLS / cell.name, cell.axes))
+        if results and all(result.finished for result in results):
+            # A run with two rows of a table gives two results.
+            found[cell.name] = [row for result in results for row in page_rows.rows_of(result)]
     return found
 
 
@@ -154,7 +155,7 @@ def main() -> None:
         with suppress(KeyboardInterrupt):
             states = make(options.name, sweep, wanted, options.jobs, options.minutes)
             failed = any(state.status == "failed" for state in states)
-    kept |= finished(options.name, {cell.name for cell in missing})
+    kept |= finished(options.name, missing)
     rows = [row for cell in every for row in kept.get(cell.name, [])]
     page_rows.write(file, rows)
     waiting = sum(cell.name not in kept and not cell.skipped for cell in every)

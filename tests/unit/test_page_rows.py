@@ -9,7 +9,8 @@ import pytest
 from benchmarks import page_rows, sweep_pages
 from benchmarks.page_rows import ABILITY, SINGLE, Row
 from benchmarks.sweep_pages import SWEEPS
-from everedit.experiments.sweeps import SweepConfig
+from everedit.experiments import RunConfig
+from everedit.experiments.sweeps import Cell, SweepConfig
 from everedit.methods import method_class
 from everedit.report.collect import collect
 from everedit.report.sweep_figures import save
@@ -62,14 +63,16 @@ def test_costs_and_growth_are_kept(rows: list[Row]) -> None:
 
 def test_both_rows_of_a_run_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep_pages, "KEPT", tmp_path)
-    fake_run(tmp_path / "page" / "one", [1, 1], {2: [1, 1]}, policy="prune", beneath=0.25)
-    fake_run(tmp_path / "page" / "other", [1, 1], {2: [1, 1]}, method="rome")
-    fake_run(tmp_path / "page" / "half", [1, 1], {2: [1, 1]}, method="ft", finished=False)
-    found = sweep_pages.finished("page", {"one", "half"})
+    made = tmp_path / "page" / "cells"
+    fake_run(made / "one", [1, 1], {2: [1, 1]}, policy="prune", beneath=0.25)
+    fake_run(made / "half", [1, 1], {2: [1, 1]}, method="ft", finished=False)
+    called = {"one": "My MEMIT", "half": "FT", "nowhere": "FT"}
+    cells = [Cell(name, {"method": method}, RunConfig()) for name, method in called.items()]
+    found = sweep_pages.finished("page", cells)
     assert found.keys() == {"one"}
     [table] = page_rows.tables_of(found["one"], "retained")
     values = {name: entries[2, "reliability"].value for name, entries in table.rows}
-    assert values == {"unedited": 0.0, "MEMIT + PRUNE": 1.0, "MEMIT": 0.25}
+    assert values == {"unedited": 0.0, "My MEMIT + PRUNE": 1.0, "My MEMIT": 0.25}
 
 
 def test_seeds_are_averaged(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from everedit.report.run_files import Record, RunFiles, load_object, load_run
 from everedit.report.run_result import Cost, Result
 from everedit.report.sweep_files import CELLS, MANIFEST
 
-__all__ = ["collect", "flattened", "named"]
+__all__ = ["collect", "flattened", "named", "results_of_run"]
 
 
 def collect(folders: Sequence[Path]) -> list[Result]:
@@ -41,15 +41,18 @@ def _below(folder: Path) -> Iterator[Result]:
     manifest = load_object(folder / MANIFEST)
     if manifest is not None:
         for cell in manifest.get("cells", []):
-            yield from _one(folder / CELLS / str(cell.get("name")), mapping(cell.get("axes")))
+            yield from results_of_run(folder / CELLS / str(cell.get("name")), mapping(cell.get("axes")))
     elif (folder / "config.json").exists() or (folder / "rollback.json").exists():
-        yield from _one(folder, {})
+        yield from results_of_run(folder, {})
     elif folder.is_dir():
         for part in sorted(path for path in folder.iterdir() if path.is_dir()):
             yield from _below(part)
 
 
-def _one(folder: Path, axes: Record) -> Iterator[Result]:
+def results_of_run(folder: Path, axes: Record) -> Iterator[Result]:
+    """Yield what a run folder holds, called as ``axes`` say: nothing if no edit was made yet, and two results if the
+    stream beneath a policy of read-out was measured too.
+    """
     rollback = load_object(folder / "rollback.json")
     if rollback is not None:
         config = mapping(rollback.get("config"))
