@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,6 @@ from everedit.patch import Patch
 from everedit.policies import Step, make_policy
 
 __all__ = ["PREFETCH", "Answer", "Commit", "EditResult", "Editor", "StreamState"]
-
 
 # Edits made on the base model are independent of each other; this many have their values optimised together.
 PREFETCH = 16
@@ -140,9 +139,8 @@ class Editor:
     ) -> Iterator[Commit]:
         """Make edits one after another, or ``batch`` at a time, yielding each commit.
 
-        Where the policy edits the base model, or the caller takes every commit back before the next (``apart``), the
-        edits are independent, and the values of several are optimised together ahead of time. ``scale`` is what part of
-        the method's change of weights is made.
+        Where the policy edits the base model, or each commit is taken back before the next (``apart``), the values of
+        several edits are optimised together ahead of time. ``scale`` is what part of the method's change is made.
 
         Raises :class:`NotApplicable` for a batch of more than one if the method solves none.
         """
@@ -150,8 +148,7 @@ class Editor:
         queue = list(edits)
         for index in range(0, len(queue), batch):
             part = queue[index : index + batch]
-            independent = apart or self.policy.edits_from == "base"
-            if independent and any(edit.id not in self._pending for edit in part):
+            if (apart or self.policy.edits_from == "base") and any(edit.id not in self._pending for edit in part):
                 ahead = queue[index : index + max(batch, PREFETCH)]
                 self._prefetch([item for item in ahead if item.id not in self._pending])
             yield self._commit(part, scale)
@@ -196,8 +193,7 @@ class Editor:
         targets, policy_state = self.policy.adjust(targets, self._policy_state)
         patch, state = self.method.fit(self.bench, edits, self._method_state, targets)
         patch.require_finite()
-        if scale != 1.0:
-            patch = patch.scaled(scale)
+        patch = patch.scaled(scale) if scale != 1.0 else patch
         keys: dict[str, Tensor] = {}
         if self.policy.reads_keys:
             # Read now, in the model that the method saw.
@@ -274,11 +270,9 @@ class Editor:
         with self._detached():
             yield self.lm
 
-    @contextmanager
-    def beneath(self) -> Iterator[LanguageModel]:
-        """Give the model as the stream goes on with it, beneath a policy of read-out, while the block runs."""
-        with self._weights.showing("stream"):
-            yield self.lm
+    def beneath(self) -> AbstractContextManager[None]:
+        """Show the model as the stream goes on with it, beneath a policy of read-out, while the block runs."""
+        return self._weights.showing("stream")
 
     @contextmanager
     def _detached(self, face: Face = "base") -> Iterator[None]:
