@@ -43,15 +43,15 @@ class Row(NamedTuple):
 def rows_of(result: Result) -> list[Row]:
     """Return all numbers of a finished run."""
     cell, axes = result.folder.name, result.axes
-    found = []
-    asked: list[When] = ["retained"] if result.single else ["immediate", "retained", "uncontradicted", "first_100"]
-    for when in asked:
-        for item in sorted(tidy(tables([result], when)), key=itemgetter("T")):
-            named = {key: item[key] for key in Row._fields if key in item}
-            ability = item["protocol"] in result.abilities
-            if (when == "retained") if ability else (when != "first_100" or item["T"] > FIRST):
-                kind = ABILITY if ability else SINGLE if result.single else when
-                found.append(Row(cell=cell, **{**named, "when": kind}))
+    scored = [name for name in result.protocols if name not in result.abilities]
+    found = _rows(result, "retained", SINGLE if result.single else "retained", scored)
+    if not result.single:
+        found += _rows(result, "immediate", "immediate", scored)
+        found += _rows(result, "uncontradicted", "uncontradicted", scored)
+        # Up to a hundred edits the first hundred are all of them.
+        found += [row for row in _rows(result, "first_100", "first_100", scored) if row.T > FIRST]
+    if result.abilities:
+        found += _rows(result, "retained", ABILITY, result.abilities)
     last = result.marks[-1]
 
     def add(protocol: str, mark: int, metric: str, value: float | None) -> None:
@@ -64,6 +64,12 @@ def rows_of(result: Result) -> list[Row]:
         for mark, value in points:
             add(GROWTH, mark, metric, value)
     return found
+
+
+def _rows(result: Result, when: When, called: str, protocols: Sequence[str]) -> list[Row]:
+    items = sorted(tidy(tables([result], when, protocols)), key=itemgetter("T"))
+    known = [{key: item[key] for key in Row._fields if key in item} for item in items]
+    return [Row(**{**fields, "cell": result.folder.name, "when": called}) for fields in known]
 
 
 def read(file: Path) -> list[Row]:
@@ -129,11 +135,12 @@ def _table(place: tuple[str, str, str], group: list[Row], when: str) -> Table:
 def _entry(found: list[Row], name: str) -> Entry:
     values = [row.value for row in found]
     # The unedited model is the same in every run: its runs differ in the records that they set aside, not by chance.
-    several = len(values) > 1 and name != UNEDITED
-    ends = (None, None) if several or name == UNEDITED else (found[0].low, found[0].high)
-    return Entry(
-        sum(values) / len(values), len(values) if several else 1, stdev(values) if several else None, ends[0], ends[1]
-    )
+    value = sum(values) / len(values)
+    if name == UNEDITED:
+        return Entry(value)
+    if len(values) > 1:
+        return Entry(value, len(values), stdev(values))
+    return Entry(value, low=found[0].low, high=found[0].high)
 
 
 def _points(group: Sequence[Row]) -> dict[str, dict[tuple[int, str], list[Row]]]:

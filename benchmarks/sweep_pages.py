@@ -90,7 +90,8 @@ def cells(name: str, data: Path) -> tuple[SweepConfig, list[Cell]]:
         DATA.unlink(missing_ok=True)
         DATA.symlink_to(data.resolve(), target_is_directory=True)
         for joined, parts in JOINED.items():
-            (DATA.parent / joined).write_bytes(b"".join((data / part).read_bytes() for part in parts))
+            if all((data / part).exists() for part in parts):
+                (DATA.parent / joined).write_bytes(b"".join((data / part).read_bytes() for part in parts))
     file = KEPT / f"{name}.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
     text = (SWEEPS / file.name).read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ from everedit.errors import EvereditError, NotApplicable
 from everedit.methods import Method
 from everedit.policies import Preparation, Stack
 
-__all__ = ["pool", "preparation", "require_batches", "require_fitting"]
+__all__ = ["pool", "preparation", "require_batches", "require_beneath", "require_fitting"]
 
 
 def pool(name: str, path: str | None) -> Sequence[Edit]:
@@ -42,6 +42,15 @@ def require_batches(method: Method | type[Method], batch: int) -> None:
         raise NotApplicable(
             what=f"{method.name} makes one edit at a time, and batches of {batch} are asked for",
             fix="leave the batch at 1, or choose a method whose traits say solves_batches (everedit methods ls)",
+        )
+
+
+def require_beneath(policy: Stack) -> None:
+    """Raise :class:`NotApplicable` if the model shows the stream's own weights under a policy."""
+    if not policy.reads_out:
+        raise NotApplicable(
+            what=f"nothing is beneath the policy {policy.name}: what it shows is the stream",
+            fix="leave beneath out, or choose a policy of the stage read-out (everedit policies ls)",
         )
 
 

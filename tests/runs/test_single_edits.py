@@ -130,7 +130,8 @@ def test_a_stream_beneath_prune_is_the_stream_without_it(data: Path, corpus_path
 def test_what_has_nothing_beneath_says_so(data: Path, corpus_path: Path, tmp_path: Path) -> None:
     config = run_config(data, corpus_path, policy="nas", beneath=True)
     with pytest.raises(NotApplicable, match="nothing is beneath the policy nas"):
-        experiments.start(config, tmp_path / "run")
+        experiments.start(config.model_copy(update={"model": "/no/such/model"}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_values_of_single_edits_are_found_together(

@@ -106,6 +106,11 @@ def test_what_cannot_work_together_is_skipped_with_the_reason() -> None:
     assert why["ft", "simie"] == "not asked for"
 
 
+def test_a_policy_that_shows_the_stream_has_nothing_beneath() -> None:
+    found = cells("{methods: [memit], policies: [nas, prune], run: {beneath: true}}")
+    assert ["nothing is beneath" in cell.skipped for cell in found] == [True, False]
+
+
 def test_a_cells_name_changes_with_its_settings_and_with_nothing_else() -> None:
     [one], [same], [other] = (
         cells(f"{{title: {title}, run: {{edits: {edits}}}}}") for title, edits in (("a", 5), ("b", 5), ("a", 6))

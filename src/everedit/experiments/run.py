@@ -23,8 +23,10 @@ from everedit.experiments.kept_answers import KeptAnswers
 from everedit.experiments.records import described, edit_row
 from everedit.experiments.scoring import Scoring
 from everedit.experiments.summary import summarise
+from everedit.fitting import require_beneath
 from everedit.models import LanguageModel, load_model
 from everedit.models.memory import peak_memory_mb
+from everedit.policies import make_policy
 from everedit.reporting import Reporter, Silent
 
 __all__ = ["make_editor", "resume", "start"]
@@ -45,6 +47,8 @@ def start(
     """
     loaded = load_edits(config.data, config.data_path, keep_contradictions=config.contradictions == "keep")
     data_set(loaded.name).require_protocols(loaded.name, config.protocols, FOR_ANY_DATA)
+    if config.beneath:
+        require_beneath(make_policy(config.policy, config.policy_settings))
     if not loaded.edits:
         raise EditError(
             what="the file holds no edit that can be used", where=str(loaded.path), fix="see everedit data validate"

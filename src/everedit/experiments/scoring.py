@@ -8,7 +8,6 @@ from typing import Any
 
 from everedit.edit import Edit
 from everedit.editor import Editor
-from everedit.errors import NotApplicable
 from everedit.evaluation import Baseline, EditScores, EndpointJudge, Evaluator, References
 from everedit.evaluation.ability import Ability
 from everedit.evaluation.evaluate import average
@@ -33,7 +32,7 @@ class Scoring:
     """Asks the model that ``editor`` edits what a run wants to know; ``baseline`` is what it said unedited.
 
     Under ``config.beneath`` all of it is measured twice: with the weights as the policy shows them, and as the stream
-    goes on with them. Raises :class:`NotApplicable` if the policy shows the stream's own.
+    goes on with them.
     """
 
     config: RunConfig
@@ -45,11 +44,6 @@ class Scoring:
         few = self.config.model_copy(update={"protocols": self.config.right_after})
         self._right_after = make_evaluator(self.editor.lm, few)
         self._ability = Ability(self.config.ability, self.config.seed) if self.config.ability else None
-        if self.config.beneath and not self.editor.policy.reads_out:
-            raise NotApplicable(
-                what=f"nothing is beneath the policy {self.editor.policy.name}: what it shows is the stream",
-                fix="leave beneath out, or choose a policy of the stage read-out (everedit policies ls)",
-            )
 
     def right_after(self, edits: Sequence[Edit]) -> list[EditScores]:
         """Return the scores of edits that were just made."""

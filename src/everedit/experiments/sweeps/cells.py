@@ -19,7 +19,7 @@ from everedit.errors import EditError, EvereditError, NotApplicable
 from everedit.evaluation import FOR_ANY_DATA
 from everedit.experiments.config import RunConfig, parse_setting, problems_of, put
 from everedit.experiments.sweeps.config import AXES, Choice, SweepConfig, check_keys
-from everedit.fitting import require_batches, require_fitting
+from everedit.fitting import require_batches, require_beneath, require_fitting
 from everedit.methods import method_class
 from everedit.policies import make_policy
 
@@ -157,6 +157,8 @@ def _misfit(config: RunConfig, sources: list[_Source], where: str) -> str:
     try:
         require_fitting(kind, policy)
         require_batches(kind, config.batch)
+        if config.beneath:
+            require_beneath(policy)
     except NotApplicable as error:
         return error.what
     return ""
