@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from everedit.data import load_edits
 from everedit.edit import Edit
 from everedit.editor import Editor
-from everedit.engine.side_memory import SideMemory, margin_loss, shift_of_activations
+from everedit.engine.side_memory import SideMemory, margin_loss, replay_loss, shift_of_activations
 from everedit.engine.state import State
 from everedit.engine.ties import ties_merge
 from everedit.methods._beside import pick
@@ -66,6 +66,15 @@ def test_margin_loss_on_scores_worked_by_hand() -> None:
     inside, outside = torch.tensor([18.0, 40.0], requires_grad=True), torch.tensor(6.0, requires_grad=True)
     margin_loss(inside, outside, margins).backward()
     assert (inside.grad.tolist(), outside.grad) == ([-1.0, 0.0], 1.0)
+
+
+def test_replayed_edits_are_loud_in_their_own_memory_and_silent_in_others() -> None:
+    same, others = torch.tensor([12.0], requires_grad=True), torch.tensor([4.0, 9.0, 7.0], requires_grad=True)
+    loss = replay_loss(same, others, (5.0, 20.0, 10.0))
+    assert loss.item() == 8 + (4 + 2) / 2
+    loss.backward()
+    assert (same.grad.tolist(), others.grad.tolist()) == ([-1.0], [0.0, 0.5, 0.5])
+    assert replay_loss(torch.zeros(0), torch.zeros(0), (5.0, 20.0, 10.0)).item() == 0
 
 
 def test_the_score_is_the_mean_over_real_tokens_and_the_maximum_of_long_texts() -> None:
@@ -185,7 +194,7 @@ def test_an_edit_follows_masked_gradient_descent_until_the_loss_stands_still(
     scored = [text.ids if "routing" in settings else text.ids[: text.prompt_end] for text in texts]
     probe = load_edits("worldfacts").edits[0].locality[0]
     mask = editor.method.fit(editor.bench, [edit], State())[1].tensors["mask"]
-    hand = ByHand(lm, mask, texts, scored, lm.encode(probe.prompt, probe.answer).ids)
+    hand = ByHand(lm, mask, texts, scored, lm.encode(probe.prompt, probe.answer if "routing" in settings else "").ids)
     changes, seen = hand.way(settings.get("weight_decay", 0.0), settings.get("box", 1.0))
     assert seen[3] + 2e-3 < min(seen[:3])
     editor = editor_of(lm, corpus_path, stop_loss=seen[3] + 1e-3, stop_change=1e9, **{**settings, "steps": 50})
@@ -296,3 +305,28 @@ def test_a_limit_of_infinity_gives_the_model_and_of_minus_one_the_side_memory(fa
     torch.testing.assert_close(found, states(other, text), rtol=1e-3, atol=1e-4)
     assert (found - base).norm() > 0.05
     assert hooks_left(editor.lm) == []
+
+
+def test_with_replay_a_memory_learns_to_leave_earlier_edits_to_theirs(corpus_path: Path) -> None:
+    usual = {"memories": "retrieve", "shard_edits": 1, "shards": 1, "steps": 20, "margins": (0.1, 1.0, 0.5)}
+    heard = {}
+    for replay in (False, True):
+        editor = editor_of("gpt2", corpus_path, replay=replay, **usual)
+        for edit in EDITS[:3]:
+            editor.edit(edit, score=False)
+        assert editor.state().method.values.get("asked", []) == [edit.prompt for edit in EDITS[:3] if replay]
+        memory = memory_of(editor)
+        asked = [editor.lm.encode(edit.prompt).ids for edit in EDITS[:3]]
+        with editor.unedited():
+            scores = [[float(score_by_hand(editor.lm, ids, change)) for change in memory.changes] for ids in asked]
+        # Of each edit: what its own memory says, and what the later ones say.
+        heard[replay] = [(row[number], row[number + 1 :]) for number, row in enumerate(scores)]
+    for (own, later), (_, loud) in zip(heard[True], heard[False], strict=True):
+        assert all(score < own for score in later)
+        assert all(low < high for low, high in zip(later, loud, strict=True))
+
+
+def test_a_shard_alone_is_kept_as_it_is(corpus_path: Path) -> None:
+    editor = editor_of("gpt2", corpus_path, memories="retrieve", shard_edits=1, shards=1, kept=0.1)
+    [commit] = editor.edit(EDITS[0], score=False).commits
+    assert torch.equal(memory_of(editor).changes[0], commit.patch.memory["wise"])

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from everedit.engine.beside import LayerMemory
 from everedit.models.calls import Call
 
-__all__ = ["SideMemory", "margin_loss", "shift_of_activations"]
+__all__ = ["SideMemory", "margin_loss", "replay_loss", "shift_of_activations"]
 
 _LONG = 100
 
@@ -39,6 +39,12 @@ def margin_loss(inside: Tensor, outside: Tensor, margins: tuple[float, float, fl
     alpha, beta, gamma = margins
     brackets = (outside[None] - alpha, beta - inside, gamma - (inside - outside))
     return torch.stack([_mean_of_positive(bracket) for bracket in brackets]).sum()
+
+
+def replay_loss(same: Tensor, others: Tensor, margins: tuple[float, float, float]) -> Tensor:
+    """Return [D(x_m) - alpha]_+ over edits of other memories plus [beta - D(x_s)]_+ over edits of the same one."""
+    alpha, beta, _ = margins
+    return _mean_of_positive(others - alpha) + _mean_of_positive(beta - same)
 
 
 def _mean_of_positive(bracket: Tensor) -> Tensor:

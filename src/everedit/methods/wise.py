@@ -4,7 +4,8 @@ Wang et al., "WISE: Rethinking the Knowledge Memory for Lifelong Model Editing o
 arXiv 2405.14768. The side memory W', a copy of one down projection, takes the edits: L = L_ft + [D(x_i) - alpha]_+ +
 [beta - D(x_e)]_+ + [gamma - (D(x_e) - D(x_i))]_+, each edit inside a random mask of its shard. Full shards are merged
 by TIES, and the result is the only memory (merge) or one of several (retrieve). phi, the ratio in front of the
-threshold, and the maximum over long texts come from the released code, whose alpha, beta and gamma belong to them.
+threshold, the maximum over long texts and the replay of earlier edits, [D - alpha]_+ for one of each other memory and
+[beta - D]_+ for one of this, come from the released code, whose alpha, beta and gamma belong to them.
 
 Here the memory is chosen once, from the prompt, and answers until the sequence ends; ``routing="call"`` asks anew at
 each forward pass, as released. Weight decay pulls toward W inside the mask; released, it pulls everything toward zero.
@@ -24,7 +25,7 @@ from typing_extensions import Self
 
 from everedit.edit import Edit
 from everedit.engine.bench import Workbench
-from everedit.engine.side_memory import SideMemory, margin_loss, shift_of_activations
+from everedit.engine.side_memory import SideMemory, margin_loss, replay_loss, shift_of_activations
 from everedit.engine.state import State
 from everedit.engine.tail import Tail
 from everedit.engine.target import Target
@@ -33,10 +34,11 @@ from everedit.methods._base import Traits
 from everedit.methods._beside import STARTS, BesideConfig, BesideMethod, Contexts, irrelevant_texts, pick, templated
 from everedit.models.hooks import replaced_weight
 from everedit.models.layout import Layout
-from everedit.models.tokens import Encoded
+from everedit.models.tokens import Encoded, join
 from everedit.patch import Patch
 
 Margins = tuple[float, float, float]
+Ids = tuple[int, ...]
 # Published alpha, beta, gamma, number of steps and ratio in front of the threshold, by family and number of layers.
 _PUBLISHED: dict[tuple[str, int], tuple[Margins, int, float]] = {
     ("llama", 32): ((5.0, 20.0, 10.0), 70, 0.88),
@@ -67,6 +69,7 @@ class WiseConfig(BesideConfig):
     contexts: Contexts = Field(((6, 5), (11, 5)), description="sampled prefixes: (total tokens, how many)")
     irrelevant: str = Field("worldfacts", description="data set of the texts that no edit is about")
     irrelevant_path: str | None = Field(None, description="its file, where it does not ship with Everedit")
+    replay: bool = Field(False, description="also train the scores of earlier edits; their prompts are kept")
     routing: Literal["prompt", "call"] = Field(
         "prompt", description="what is scored: the prompt, once; or whatever a forward pass holds, as released"
     )
@@ -89,7 +92,7 @@ class _Shelf:
     """All that WISE keeps: changes (H, D) of the main memory, and the smallest scores of the edits behind them.
 
     ``filling`` takes the edits of the present shard inside ``mask``; ``full`` shards wait to be merged; what was merged
-    is ``done``.
+    is ``done``. ``asked`` are the texts of all edits, kept for replay.
     """
 
     filling: Tensor
@@ -100,6 +103,7 @@ class _Shelf:
     done_thresholds: Tensor
     edits: int
     threshold: float
+    asked: tuple[str, ...]
 
     @classmethod
     def of(cls, state: State, shape: torch.Size, device: torch.device) -> _Shelf:
@@ -107,13 +111,32 @@ class _Shelf:
         if not values:
             zero, none = torch.zeros(shape, device=device), torch.zeros(0, *shape, device=device)
             empty = torch.zeros(0, device=device)
-            return cls(zero, zero.bool(), none, empty, none, empty, 0, float("inf"))
-        return cls(**state.tensors, edits=values["edits"], threshold=values["threshold"])
+            return cls(zero, zero.bool(), none, empty, none, empty, 0, float("inf"), ())
+        asked = tuple(values.get("asked", ()))
+        return cls(**state.tensors, edits=values["edits"], threshold=values["threshold"], asked=asked)
 
     def state(self) -> State:
         names = ("filling", "mask", "full", "full_thresholds", "done", "done_thresholds")
         tensors = {name: getattr(self, name) for name in names}
-        return State(tensors, {"edits": self.edits, "threshold": self.threshold, "memories": len(self.done)})
+        values = {"edits": self.edits, "threshold": self.threshold, "memories": len(self.done)}
+        return State(tensors, values | ({"asked": list(self.asked)} if self.asked else {}))
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Token ids whose scores an edit trains: its own, a text that it is not about, and earlier edits."""
+
+    own: list[Ids]
+    other: Ids
+    same_memory: list[Ids]
+    other_memories: list[Ids]
+
+    def all(self) -> list[Ids]:
+        return [*self.own, self.other, *self.same_memory, *self.other_memories]
+
+    def loss(self, scores: Tensor, margins: Margins) -> Tensor:
+        own, other, same, others = scores.split([len(self.own), 1, len(self.same_memory), len(self.other_memories)])
+        return margin_loss(own, other[0], margins) + replay_loss(same, others, margins)
 
 
 class Wise(BesideMethod):
@@ -168,17 +191,24 @@ class Wise(BesideMethod):
         """Return how the edits changed the side memory, and all memories after them."""
         main = self._main(bench)
         shelf = _Shelf.of(state, main.shape, main.device)
-        texts = irrelevant_texts(bench, self.config.irrelevant, self.config.irrelevant_path)
+        # What is scored is what the router will see: prompts, or whatever is read.
+        asked = self.config.routing == "prompt"
+        texts = irrelevant_texts(bench, self.config.irrelevant, self.config.irrelevant_path, answers=not asked)
         change = torch.zeros_like(main)
         for edit in edits:
             if shelf.edits % self.config.shard_edits == 0:
                 shelf = replace(shelf, mask=self._mask(bench, shelf))
-            rows = templated(bench, edit, self.config.contexts)
-            other = bench.lm.encode(pick(texts, shelf.edits, edit))
+            written = templated(bench, edit, self.config.contexts)
+            seen = [row.ids[: row.prompt_end] if asked else row.ids for row in written]
+            other = bench.lm.encode(pick(texts, shelf.edits, edit)).ids
+            rows = _Rows(seen, other, *self._replayed(bench, shelf))
             with bench.clock.phase("train"):
-                trained, score = self._trained(bench, main, shelf, rows, other)
+                trained, score = self._trained(bench, main, shelf, written, rows)
             change += trained - shelf.filling
             threshold = min(shelf.threshold, score)
+            if self.config.replay:
+                text = edit.prompt if asked else join(edit.prompt, edit.target_new)
+                shelf = replace(shelf, asked=(*shelf.asked, text))
             shelf = self._shelved(replace(shelf, filling=trained, threshold=threshold, edits=shelf.edits + 1))
         return Patch({}, memory={self.name: change}), shelf.state()
 
@@ -186,19 +216,26 @@ class Wise(BesideMethod):
         random = torch.Generator().manual_seed(bench.seed * 1_000_003 + shelf.edits)
         return (torch.rand(shelf.filling.shape, generator=random) < self.config.density).to(shelf.filling.device)
 
+    def _replayed(self, bench: Workbench, shelf: _Shelf) -> tuple[list[Ids], list[Ids]]:
+        """Return the ids of an earlier edit of the memory that is being filled, if there is one, and of each other."""
+        size = self.config.shard_edits * self.config.shards
+        groups = [shelf.asked[start : start + size] for start in range(0, len(shelf.asked), size)]
+        random = torch.Generator().manual_seed(bench.seed * 1_000_003 + shelf.edits)
+        drawn = [group[int(torch.randint(len(group), (), generator=random))] for group in groups]
+        ids = [bench.lm.encode(text).ids for text in drawn]
+        filled = shelf.edits // size
+        return ids[filled:], ids[:filled]
+
     def _trained(
-        self, bench: Workbench, main: Tensor, shelf: _Shelf, rows: Sequence[Encoded], other: Encoded
+        self, bench: Workbench, main: Tensor, shelf: _Shelf, written: Sequence[Encoded], rows: _Rows
     ) -> tuple[Tensor, float]:
         """Return the side memory's change (H, D) after training on one edit, and the edit's score."""
         config, lm = self.config, bench.lm
         assert config.margins is not None
         assert config.steps is not None
         module, act = lm.layout.mlp_out(self.layer), lm.layout.activation
-        tail = Tail.of(lm, rows, self.layer)
-        # What is scored is what the router will see.
-        whole = config.routing == "call"
-        seen = [row.ids if whole else row.ids[: row.prompt_end] for row in rows]
-        batch = lm.pad([*seen, other.ids])
+        tail = Tail.of(lm, written, self.layer)
+        batch = lm.pad(rows.all())
         keys = lm.inputs_of({"key": module}, batch)["key"].view(*batch.ids.shape, -1)
         outputs, real = module(keys), batch.mask.bool()
         side = main + shelf.filling
@@ -208,8 +245,8 @@ class Wise(BesideMethod):
             with replaced_weight(module, weight):
                 fitting = tail.loss()
             scores = shift_of_activations(keys, outputs, F.linear(keys, weight - main), act, real)
-            loss = fitting + margin_loss(scores[:-1], scores[-1], config.margins)
-            score, now = float(scores[:-1].detach().mean()), float(loss.detach())
+            loss = fitting + rows.loss(scores, config.margins)
+            score, now = float(scores[: len(rows.own)].detach().mean()), float(loss.detach())
             if (now <= config.stop_loss and abs(before - now) <= config.stop_change) or step == config.steps:
                 # The last pass is for the score of what is kept.
                 break
@@ -235,13 +272,15 @@ class Wise(BesideMethod):
             # What was merged before counts as one more shard.
             full, limits = torch.cat([done, full]), torch.cat([done_limits, limits])
             done, done_limits = done[:0], done_limits[:0]
+        # A shard alone has nothing to be merged with, and is not trimmed for it.
+        merged = ties_merge(full, config.kept) if len(full) > 1 else full[0]
         return replace(
             shelf,
             filling=empty,
             threshold=float("inf"),
             full=full[:0],
             full_thresholds=limits[:0],
-            done=torch.cat([done, ties_merge(full, config.kept)[None]]),
+            done=torch.cat([done, merged[None]]),
             done_thresholds=torch.cat([done_limits, limits.min()[None]]),
         )
 
