@@ -218,7 +218,9 @@ class Wise(BesideMethod):
 
     def _replayed(self, bench: Workbench, shelf: _Shelf) -> tuple[list[Ids], list[Ids]]:
         """Return the ids of an earlier edit of the memory that is being filled, if there is one, and of each other."""
-        size = self.config.shard_edits * self.config.shards
+        config = self.config
+        # What is merged again and again is one memory.
+        size = config.shard_edits * config.shards if config.memories == "retrieve" else shelf.edits + 1
         groups = [shelf.asked[start : start + size] for start in range(0, len(shelf.asked), size)]
         random = torch.Generator().manual_seed(bench.seed * 1_000_003 + shelf.edits)
         drawn = [group[int(torch.randint(len(group), (), generator=random))] for group in groups]

@@ -67,7 +67,7 @@ ALGORITHMS = (
             "densities": Mapped("method.kept", number),
             "weights": Ignored("shards count alike", only=(1.0, None)),
             "retrieve": Mapped("method.memories", lambda value: "retrieve" if flag(value) else "merge"),
-            "replay": Ignored("earlier edits are not replayed", only=(False,)),
+            "replay": Mapped("method.replay", flag),
             "objective_optimization": Ignored("the loss is that of the target alone", only=("only_label",)),
             "hidden_act": Ignored("the activation is the model's own"),
             "save_path": Ignored("everedit run saves its state after every edit"),
