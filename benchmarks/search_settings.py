@@ -3,10 +3,10 @@
     python -m benchmarks.search_settings --model smollm2-135m --data zsre --data-path FILE --records 300:400 \
         --corpus TEXT.jsonl --out search.jsonl --grid '{"method": ["memit"], "layers": [[8, 9, 10]], "lr": [0.1, 0.5]}'
 
-A grid is a JSON object of lists; every combination is tried. Keys of the value optimisation (lr, steps, clamp, kl,
-weight_decay, stop_loss) go to the target's settings, those that begin with "policy." to the policy's, the others to
-the method's. Each result is a line of ``--out``; combinations that are there already are skipped. With ``--stream`` the
-edits are made one after another and the scores are those of all of them at the end.
+A grid is a JSON object of lists, or a list of such; every combination is tried. Keys of the value optimisation (lr,
+steps, clamp, kl, weight_decay, stop_loss) go to the target's settings, those that begin with "policy." to the policy's,
+the others to the method's. Each result is a line of ``--out``; combinations that are there already are skipped. With
+``--stream`` the edits are made one after another and the scores are those of all of them at the end.
 """
 
 from __future__ import annotations
@@ -110,8 +110,12 @@ def main() -> None:
     baseline = evaluator.baseline(edits)
     done = set(options.out.read_text().splitlines()) if options.out.exists() else set()
     known = {json.dumps(json.loads(line)["point"], sort_keys=True) for line in done}
-    grid = json.loads(options.grid)
-    points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    grids = json.loads(options.grid)
+    points = [
+        dict(zip(grid, values, strict=True))
+        for grid in ([grids] if isinstance(grids, dict) else grids)
+        for values in itertools.product(*grid.values())
+    ]
     cache: dict = {}
     share, of = map(int, options.shard.split("/"))
     for point in points[share::of]:

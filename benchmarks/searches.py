@@ -21,9 +21,9 @@ KEPT = Path(".benchmarks/searches")
 
 @dataclass(frozen=True)
 class Search:
-    """A grid of settings, tried on some records as single edits or as one stream."""
+    """A grid of settings, or several, tried on some records as single edits or as one stream; DATA is the folder."""
 
-    grid: dict[str, list[Any]]
+    grid: dict[str, list[Any]] | list[dict[str, list[Any]]]
     records: str = "300:330"
     stream: bool = False
     sets: tuple[str, ...] = field(default=("zsre",))
@@ -38,6 +38,19 @@ _ULTRA_MODULES = [
 
 # Training stops when the loss is low, whether it stands still or not.
 _EARLY = {"stop_loss": [0.05], "stop_change": [10.0]}
+
+# WISE as streams: what no edit is about comes from the training records, as in the paper.
+_WISE = {
+    "method": ["wise"],
+    "irrelevant": ["zsre"],
+    "irrelevant_path": ["DATA/zsre/train.jsonl"],
+    "memories": ["retrieve"],
+    "margins": [(10.0, 60.0, 40.0)],
+    "steps": [40],
+    **_EARLY,
+}
+_LIGHT = {**_WISE, "layer": [27], "contexts": [((6, 2), (11, 2))]}
+_REPLAY = {**_LIGHT, "replay": [True], "shards": [1], "lr": [2.0]}
 
 SEARCHES: dict[str, Search] = {
     "alphaedit": Search({"method": ["alphaedit"], "threshold": [0.005, 0.02, 0.1], "ridge": [1.0, 10.0, 50.0]}),
@@ -74,6 +87,31 @@ SEARCHES: dict[str, Search] = {
         stream=True,
         contradictions=True,
     ),
+    "wise-25": Search(
+        [
+            {**_WISE, "lr": [6.0], "shard_edits": [25], "density": [0.2, 0.5]},
+            {**_LIGHT, "lr": [2.0, 6.0], "shard_edits": [25]},
+        ],
+        records="300:325",
+        stream=True,
+        contradictions=True,
+    ),
+    "wise-20": Search(
+        [
+            {**_WISE, "contexts": [((6, 2), (11, 2))], "lr": [3.0], "shard_edits": [5]},
+            {**_REPLAY, "shard_edits": [5]},
+            {**_REPLAY, "layer": [25], "shard_edits": [10]},
+        ],
+        records="300:320",
+        stream=True,
+        contradictions=True,
+    ),
+    "wise-10": Search(
+        [{**_LIGHT, "lr": [2.0, 6.0, 20.0], "shard_edits": [25]}, {**_REPLAY, "lr": [1.0], "steps": [80]}],
+        records="300:310",
+        stream=True,
+        contradictions=True,
+    ),
     "t-patcher": Search(
         {"method": ["t-patcher"], "memory": [5000]}, records="300:310", stream=True, contradictions=True
     ),
@@ -103,7 +141,8 @@ def main() -> None:
         for data in search.sets:
             flags = ["--data", data, "--data-path", str(options.data / data / "edit.jsonl")]
             flags += ["--corpus", str(options.data / "text" / "wikipedia_sample.jsonl"), "--model", options.model]
-            flags += ["--records", search.records, "--grid", json.dumps(search.grid)]
+            grid = json.dumps(search.grid).replace("DATA/", f"{options.data}/")
+            flags += ["--records", search.records, "--grid", grid]
             flags += ["--out", str(KEPT / f"{name}_{data}.jsonl"), *(["--stream"] if search.stream else [])]
             flags += ["--contradictions"] if search.contradictions else []
             subprocess.run([sys.executable, "-m", "benchmarks.search_settings", *flags], check=True)
