@@ -70,11 +70,11 @@ def test_margin_loss_on_scores_worked_by_hand() -> None:
 
 def test_replayed_edits_are_loud_in_their_own_memory_and_silent_in_others() -> None:
     same, others = torch.tensor([12.0], requires_grad=True), torch.tensor([4.0, 9.0, 7.0], requires_grad=True)
-    loss = replay_loss(same, others, (5.0, 20.0, 10.0))
+    loss = replay_loss(same, others, 5.0, 20.0)
     assert loss.item() == 8 + (4 + 2) / 2
     loss.backward()
     assert (same.grad.tolist(), others.grad.tolist()) == ([-1.0], [0.0, 0.5, 0.5])
-    assert replay_loss(torch.zeros(0), torch.zeros(0), (5.0, 20.0, 10.0)).item() == 0
+    assert replay_loss(torch.zeros(0), torch.zeros(0), 5.0, 20.0).item() == 0
 
 
 def test_the_score_is_the_mean_over_real_tokens_and_the_maximum_of_long_texts() -> None:

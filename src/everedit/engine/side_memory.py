@@ -31,19 +31,19 @@ def shift_of_activations(keys: Tensor, outputs: Tensor, added: Tensor, act: Acti
     return torch.where(counts > _LONG, (moved * real).amax(1), mean)
 
 
-def margin_loss(inside: Tensor, outside: Tensor, margins: tuple[float, float, float]) -> Tensor:
+def margin_loss(inside: Tensor, outside: Tensor, margins: tuple[float, float | Tensor, float]) -> Tensor:
     """Return [D(x_i) - alpha]_+ + [beta - D(x_e)]_+ + [gamma - (D(x_e) - D(x_i))]_+, each over its positive entries.
 
-    ``inside`` (n,) are the scores of an edit's texts, ``outside`` () that of a text it is not about.
+    ``inside`` (n,) are the scores of an edit's texts, ``outside`` () that of a text it is not about; beta is one number
+    or one for each of the edit's texts.
     """
     alpha, beta, gamma = margins
     brackets = (outside[None] - alpha, beta - inside, gamma - (inside - outside))
     return torch.stack([_mean_of_positive(bracket) for bracket in brackets]).sum()
 
 
-def replay_loss(same: Tensor, others: Tensor, margins: tuple[float, float, float]) -> Tensor:
+def replay_loss(same: Tensor, others: Tensor, alpha: float, beta: float | Tensor) -> Tensor:
     """Return [D(x_m) - alpha]_+ over edits of other memories plus [beta - D(x_s)]_+ over edits of the same one."""
-    alpha, beta, _ = margins
     return _mean_of_positive(others - alpha) + _mean_of_positive(beta - same)
 
 

@@ -70,6 +70,7 @@ class WiseConfig(BesideConfig):
     irrelevant: str = Field("worldfacts", description="data set of the texts that no edit is about")
     irrelevant_path: str | None = Field(None, description="its file, where it does not ship with Everedit")
     replay: bool = Field(False, description="also train the scores of earlier edits; their prompts are kept")
+    compete: bool = Field(False, description="train an edit's score to gamma above what the other memories give it")
     routing: Literal["prompt", "call"] = Field(
         "prompt", description="what is scored: the prompt, once; or whatever a forward pass holds, as released"
     )
@@ -134,9 +135,15 @@ class _Rows:
     def all(self) -> list[Ids]:
         return [*self.own, self.other, *self.same_memory, *self.other_memories]
 
-    def loss(self, scores: Tensor, margins: Margins) -> Tensor:
-        own, other, same, others = scores.split([len(self.own), 1, len(self.same_memory), len(self.other_memories)])
-        return margin_loss(own, other[0], margins) + replay_loss(same, others, margins)
+    def loss(self, scores: Tensor, floors: Tensor, margins: Margins) -> Tensor:
+        """Return what the margins ask of the rows' scores; ``floors`` stand for beta."""
+        alpha, _, gamma = margins
+        own, other, same, others = self._parts(scores)
+        own_floors, _, same_floors, _ = self._parts(floors)
+        return margin_loss(own, other[0], (alpha, own_floors, gamma)) + replay_loss(same, others, alpha, same_floors)
+
+    def _parts(self, values: Tensor) -> tuple[Tensor, ...]:
+        return values.split([len(self.own), 1, len(self.same_memory), len(self.other_memories)])
 
 
 class Wise(BesideMethod):
@@ -240,14 +247,19 @@ class Wise(BesideMethod):
         batch = lm.pad(rows.all())
         keys = lm.inputs_of({"key": module}, batch)["key"].view(*batch.ids.shape, -1)
         outputs, real = module(keys), batch.mask.bool()
+
+        def moved(change: Tensor) -> Tensor:
+            return shift_of_activations(keys, outputs, F.linear(keys, change), act, real)
+
+        floors = self._floors([moved(other) for other in (*shelf.done, *shelf.full)], len(batch.ids), main)
         side = main + shelf.filling
         before, score = float("inf"), 0.0
         for step in range(config.steps + 1):
             weight = side.clone().requires_grad_()
             with replaced_weight(module, weight):
                 fitting = tail.loss()
-            scores = shift_of_activations(keys, outputs, F.linear(keys, weight - main), act, real)
-            loss = fitting + rows.loss(scores, config.margins)
+            scores = moved(weight - main)
+            loss = fitting + rows.loss(scores, floors, config.margins)
             score, now = float(scores[: len(rows.own)].detach().mean()), float(loss.detach())
             if (now <= config.stop_loss and abs(before - now) <= config.stop_change) or step == config.steps:
                 # The last pass is for the score of what is kept.
@@ -258,6 +270,15 @@ class Wise(BesideMethod):
             side = side - config.lr * shelf.mask * (gradient + pull)
             side = torch.clamp(side, main - config.box, main + config.box)
         return side - main, score
+
+    def _floors(self, rivals: Sequence[Tensor], rows: int, like: Tensor) -> Tensor:
+        """Return the least score (rows,) that an edit is trained to, given those that the other memories give it."""
+        assert self.config.margins is not None
+        _, beta, gamma = self.config.margins
+        floors = like.new_full((rows,), beta)
+        if self.config.compete and rivals:
+            floors = torch.maximum(floors, torch.stack(list(rivals)).amax(0) + gamma)
+        return floors
 
     def _shelved(self, shelf: _Shelf) -> _Shelf:
         """Put a full shard away, and merge as many as belong together."""
