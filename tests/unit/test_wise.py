@@ -330,3 +330,19 @@ def test_a_shard_alone_is_kept_as_it_is(corpus_path: Path) -> None:
     editor = editor_of("gpt2", corpus_path, memories="retrieve", shard_edits=1, shards=1, kept=0.1)
     [commit] = editor.edit(EDITS[0], score=False).commits
     assert torch.equal(memory_of(editor).changes[0], commit.patch.memory["wise"])
+
+
+def test_memories_that_compete_are_trained_above_what_the_others_say(corpus_path: Path) -> None:
+    usual = {"memories": "retrieve", "shard_edits": 1, "shards": 1, "steps": 40, "margins": (0.1, 0.5, 1.0)}
+    ahead = {}
+    for compete in (False, True):
+        editor = editor_of("gpt2", corpus_path, compete=compete, **usual)
+        for target in ("Lisbon", "Oslo"):
+            editor.edit(home_town(7, target), score=False)
+        ids = editor.lm.encode(EDITS[0].prompt).ids
+        with editor.unedited():
+            first, second = (float(score_by_hand(editor.lm, ids, change)) for change in memory_of(editor).changes)
+        ahead[compete] = second - first
+    # What both have been told is the newer one's, by gamma.
+    assert ahead[False] < 0.6
+    assert ahead[True] > 0.9
