@@ -106,6 +106,14 @@ SEARCHES: dict[str, Search] = {
         stream=True,
         contradictions=True,
     ),
+    "wise-30": Search(
+        [
+            {**_REPLAY, "shard_edits": [10], "compete": [True]},
+        ],
+        records="300:330",
+        stream=True,
+        contradictions=True,
+    ),
     "wise-10": Search(
         [{**_LIGHT, "lr": [2.0, 6.0, 20.0], "shard_edits": [25]}, {**_REPLAY, "lr": [1.0], "steps": [80]}],
         records="300:310",
