@@ -346,3 +346,22 @@ def test_memories_that_compete_are_trained_above_what_the_others_say(corpus_path
     # What both have been told is the newer one's, by gamma.
     assert ahead[False] < 0.6
     assert ahead[True] > 0.9
+
+
+@pytest.mark.parametrize(("memories", "same", "others"), [("retrieve", [6], [[0, 1, 2, 3]]), ("merge", [6], [])])
+def test_replayed_are_one_edit_of_the_shard_and_one_of_each_other_memory(
+    memories: str, same: list[int], others: list[list[int]], corpus_path: Path
+) -> None:
+    editor = editor_of("gpt2", corpus_path, memories=memories, shard_edits=2, shards=2, replay=True, steps=1)
+    for person in range(7):
+        editor.edit(home_town(person), score=False)
+    seen: list[Any] = []
+    method, trained = editor.method, editor.method._trained
+    method._trained = lambda *args: (seen.append(args[-1]), trained(*args))[1]
+    editor.edit(home_town(7), score=False)
+    ids = [editor.lm.encode(home_town(person).prompt).ids for person in range(8)]
+    [rows] = seen
+    assert [ids.index(row) for row in rows.same_memory] == same
+    assert [ids.index(row) in group for row, group in zip(rows.other_memories, others, strict=True)] == [True] * len(
+        others
+    )

@@ -224,16 +224,20 @@ class Wise(BesideMethod):
         return (torch.rand(shelf.filling.shape, generator=random) < self.config.density).to(shelf.filling.device)
 
     def _replayed(self, bench: Workbench, shelf: _Shelf) -> tuple[list[Ids], list[Ids]]:
-        """Return the ids of an earlier edit of the memory that is being filled, if there is one, and of each other."""
-        config = self.config
-        # What is merged again and again is one memory.
-        size = config.shard_edits * config.shards if config.memories == "retrieve" else shelf.edits + 1
-        groups = [shelf.asked[start : start + size] for start in range(0, len(shelf.asked), size)]
+        """Return the ids of an earlier edit of the shard that is being filled, if there is one, and of each memory.
+
+        Shards that are to be merged with it are neither; merged again and again, all are one memory.
+        """
+        config, asked = self.config, shelf.asked
+        size = config.shard_edits * config.shards
+        done = shelf.edits // size if config.memories == "retrieve" else 0
+        groups = [asked[number * size : (number + 1) * size] for number in range(done)]
+        present = asked[shelf.edits - shelf.edits % config.shard_edits :]
         random = torch.Generator().manual_seed(bench.seed * 1_000_003 + shelf.edits)
-        drawn = [group[int(torch.randint(len(group), (), generator=random))] for group in groups]
+        drawn = [group[int(torch.randint(len(group), (), generator=random))] for group in (*groups, present) if group]
         ids = [bench.lm.encode(text).ids for text in drawn]
-        filled = shelf.edits // size
-        return ids[filled:], ids[:filled]
+        others = sum(map(bool, groups))
+        return ids[others:], ids[:others]
 
     def _trained(
         self, bench: Workbench, main: Tensor, shelf: _Shelf, written: Sequence[Encoded], rows: _Rows
@@ -251,7 +255,8 @@ class Wise(BesideMethod):
         def moved(change: Tensor) -> Tensor:
             return shift_of_activations(keys, outputs, F.linear(keys, change), act, real)
 
-        floors = self._floors([moved(other) for other in (*shelf.done, *shelf.full)], len(batch.ids), main)
+        rivals = [moved(other) for other in (*shelf.done, *shelf.full)] if config.compete else []
+        floors = self._floors(rivals, len(batch.ids), main)
         side = main + shelf.filling
         before, score = float("inf"), 0.0
         for step in range(config.steps + 1):
@@ -276,9 +281,7 @@ class Wise(BesideMethod):
         assert self.config.margins is not None
         _, beta, gamma = self.config.margins
         floors = like.new_full((rows,), beta)
-        if self.config.compete and rivals:
-            floors = torch.maximum(floors, torch.stack(list(rivals)).amax(0) + gamma)
-        return floors
+        return torch.stack([floors, *(rival + gamma for rival in rivals)]).amax(0)
 
     def _shelved(self, shelf: _Shelf) -> _Shelf:
         """Put a full shard away, and merge as many as belong together."""
