@@ -1,10 +1,11 @@
 """How often a prompt finds its note: the router of Marginalia alone, without any model being edited.
 
-    python -m benchmarks.routing [--data DATA_FOLDER] [--pool NAME FILE] [--allowed A]
+    python -m benchmarks.routing [--data DATA_FOLDER] [--out docs/results/routing.md]
 
-Without data: the hard cases of ``tests/data/routing_cases.jsonl``, by kind. With it also, against one book of 1,637
-notes (zsre/edit and counterfact/edit): rephrased prompts, which should find their own note or one that says the same,
-and prompts about the same subject or the same relation that should find none.
+The hard cases of ``tests/data/routing_cases.jsonl``, by kind, and the time that a decision takes in books of up to
+100,000 notes. With data also, against one book of zsre/edit and the first thousand of counterfact/edit: rephrased
+prompts, which should find their own note or one that says the same, and prompts about the same subject or the same
+relation that should find none; and KnowEdit's prompts that ask something else about the same subject.
 """
 
 from __future__ import annotations
@@ -12,78 +13,153 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
 
 from everedit.data import load_edits
 from everedit.edit import Edit, subject_span
 from everedit.engine.bench import Workbench
+from everedit.engine.mentions import Mentions
+from everedit.engine.relation import RelationMetric, built_in_relations
 from everedit.engine.router import Address, Router
 from everedit.methods.marginalia import Marginalia, MarginaliaConfig
 
 CASES = Path("tests/data/routing_cases.jsonl")
-Query = tuple[str, str, int | None]
+SIZES = (1_000, 10_000, 100_000)
 _WORDS = re.compile(r"\w+")
-_FUNCTION_WORDS = frozenset(
-    ["the", "of", "is", "are", "was", "were", "s", "a", "an", "in", "to", "by", "what", "which", "who", "name"]
-)
+_FUNCTION_WORDS = {
+    "the",
+    "of",
+    "is",
+    "are",
+    "was",
+    "were",
+    "s",
+    "a",
+    "an",
+    "in",
+    "to",
+    "by",
+    "what",
+    "which",
+    "who",
+    "name",
+}
+Query = tuple[str, str, int | None]
 
 
-def hard_cases(embed, metric, limit: float | None) -> dict[str, tuple[int, int]]:
-    """Return (right, all) by kind."""
+class Rate(NamedTuple):
+    """How many of a kind of prompts went where they should, and how many to any note of the right subject."""
+
+    right: int
+    some: int
+    all: int
+
+
+@dataclass
+class Reader:
+    """What a book reads prompts with."""
+
+    embed: Callable[[Sequence[str]], Tensor]
+    metric: RelationMetric
+
+    @classmethod
+    def learned(cls, pools: Sequence[tuple[str, str]]) -> Reader:
+        """Learn from Everedit's own relations, and from data sets (name, file) with rephrased prompts."""
+        method = Marginalia(MarginaliaConfig(pools=tuple(pools)))
+        bench = Workbench(None, None, pool=lambda name, path: load_edits(name, path).edits)  # type: ignore[arg-type]
+        return cls(method._encoder(bench).embed, method._metric(bench))
+
+    def router(self, addresses: Sequence[Address]) -> Router:
+        keys = [address.key() for address in addresses]
+        number = {key: place for place, key in enumerate(dict.fromkeys(keys))}
+        return Router(addresses, self.embed(list(number))[[number[key] for key in keys]], self.embed, self.metric)
+
+
+def hard_cases(reader: Reader) -> dict[str, Rate]:
+    """Return how many cases of each kind are decided as they should be."""
     found: dict[str, list[bool]] = defaultdict(list)
     for line in CASES.read_text(encoding="utf-8").splitlines():
         case = json.loads(line)
-        addresses = [
-            Address((note["subject"], *note.get("aliases", ())) if note["subject"] else (), note["prompt"])
-            for note in case["notes"]
-        ]
-        router = Router(addresses, embed([address.key() for address in addresses]), embed, metric, limit=limit)
-        note = router.routes([case["prompt"]])[0].note
+        router = reader.router(
+            [
+                Address((note["subject"], *note.get("aliases", ())) if note["subject"] else (), note["prompt"])
+                for note in case["notes"]
+            ]
+        )
         expected = -1 if case["note"] is None else case["note"]
-        found[f"{case['kind']} ({'none' if expected < 0 else 'note'})"].append(note == expected)
-    return {kind: (sum(right), len(right)) for kind, right in sorted(found.items())}
+        kind = f"{case['kind'].replace('-', ' ')}: {'none' if expected < 0 else 'a note'}"
+        found[kind].append(router.routes([case["prompt"]])[0].note == expected)
+    return {kind: Rate(sum(right), sum(right), len(right)) for kind, right in sorted(found.items())}
 
 
-def queries(data: Path, edits: list[Edit]) -> Iterator[Query]:
+def real_prompts(reader: Reader, data: Path) -> dict[str, Rate]:
+    """Return the same for the prompts of the data sets, against one book of all their edits."""
+    edits = [
+        edit
+        for name in ("zsre", "counterfact")
+        for edit in load_edits(name, data / name / "edit.jsonl", keep_contradictions=True).edits[:1000]
+    ]
+    router = reader.router([Address((edit.subject,) if edit.subject else (), edit.prompt) for edit in edits])
+    subjects = Mentions((edit.subject, number) for number, edit in enumerate(edits) if edit.subject)
+    # Of a subject that is edited too, a neighbour's fact may be an edited one.
+    asked = [query for query in _queries(data, edits) if query[2] is not None or not subjects.find(query[1])]
+    found: dict[str, list[tuple[bool, bool]]] = defaultdict(list)
+    for (kind, _, expected), route in zip(asked, router.routes([prompt for _, prompt, _ in asked]), strict=True):
+        right = route.note == (-1 if expected is None else expected)
+        found[kind].append((right, right if expected is None else route.note >= 0))
+    rates = {kind: [sum(column) for column in zip(*pairs, strict=True)] for kind, pairs in found.items()}
+    return {kind: Rate(*rates[kind], len(found[kind])) for kind in sorted(found)} | _other_relations(reader, data)
+
+
+def _queries(data: Path, edits: list[Edit]) -> Iterator[Query]:
     """Yield (kind, prompt, number of the note that it is about) of real prompts."""
     by_prompt = {edit.prompt: number for number, edit in enumerate(edits)}
     for number, edit in enumerate(edits):
-        kind = "zsre" if edit.prompt.endswith("?") else "counterfact"
+        kind = "ZsRE" if edit.prompt.endswith("?") else "CounterFact"
         for prompt in edit.rephrase:
-            yield f"{kind} rephrased", prompt, number
+            yield f"{kind}, rephrased", prompt, number
         for probe in edit.locality:
-            yield f"{kind} locality", probe.prompt, None
-    for line in (data / "counterfact_full" / "edit.jsonl").open():
+            yield f"{kind}, locality: none", probe.prompt, None
+    for line in (data / "counterfact_full" / "edit.jsonl").open(encoding="utf-8"):
         record = json.loads(line)
         rewrite = record["requested_rewrite"]
         number = by_prompt.get(rewrite["prompt"].replace("{}", rewrite["subject"]))
-        if number is None:
-            continue
-        for kind, expected in (
-            ("paraphrase", number),
-            ("generation", number),
-            ("neighborhood", None),
-            ("attribute", None),
-        ):
-            yield from ((f"counterfact {kind}", prompt, expected) for prompt in record[f"{kind}_prompts"][:4])
+        if number is not None:
+            yield from (("CounterFact, paraphrase", prompt, number) for prompt in record["paraphrase_prompts"])
+            for kind in ("neighborhood", "attribute"):
+                yield from ((f"CounterFact, {kind}: none", prompt, None) for prompt in record[f"{kind}_prompts"][:4])
 
 
-def other_relations(data: Path) -> list[tuple[Edit, list[str], list[str]]]:
-    """Return KnowEdit's edits with prompts that ask for something else about the same subject, and rephrased ones."""
-    found = []
+def _other_relations(reader: Reader, data: Path) -> dict[str, Rate]:
+    found: dict[str, list[bool]] = defaultdict(list)
     for name in ("wiki_counterfact", "zsre"):
-        for line in list((data / "knowedit" / f"{name}.jsonl").open())[:800]:
+        for line in (data / "knowedit" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()[:800]:
             record = json.loads(line)
-            probes = [item["prompt"] for item in record["locality"].get("Relation_Specificity", [])]
             if subject_span(record["prompt"], record["subject"]) is None:
                 continue
             edit = Edit(prompt=record["prompt"], subject=record["subject"], target_new=record["target_new"])
-            rephrased = [record["rephrase_prompt"]] if record.get("rephrase_prompt") else []
-            found.append((edit, probes[:4], rephrased))
-    return found
+            probes = [item["prompt"] for item in record["locality"].get("Relation_Specificity", [])][:4]
+            same = [probe for probe in probes if asks_the_same(edit, probe)]
+            router = reader.router([Address((edit.subject or "",), edit.prompt)])
+            for kind, prompts, wanted in (
+                (
+                    "KnowEdit, same subject, other relation: none",
+                    [probe for probe in probes if probe not in same],
+                    False,
+                ),
+                ("KnowEdit, listed there but asking for the edited relation by name", same, True),
+                ("KnowEdit, rephrased", [record["rephrase_prompt"]] if record.get("rephrase_prompt") else [], True),
+            ):
+                found[kind] += [(route.note >= 0) == wanted for route in router.routes(prompts)]
+    return {kind: Rate(sum(right), sum(right), len(right)) for kind, right in found.items()}
 
 
 def asks_the_same(edit: Edit, probe: str) -> bool:
@@ -92,65 +168,77 @@ def asks_the_same(edit: Edit, probe: str) -> bool:
     return bool(asked - _FUNCTION_WORDS) and asked - _FUNCTION_WORDS <= named
 
 
+def milliseconds(reader: Reader, notes: int, asked: int = 200) -> tuple[float, float]:
+    """Return a decision's time for a prompt that names a subject, and for one that names none, one after another."""
+    relations = [relation[0].removeprefix("it ") for relation in built_in_relations() if relation[0].startswith("it ")]
+    addresses = [
+        Address((f"Quillon Varga-{number}",), f"Quillon Varga-{number} {relations[number % len(relations)]}")
+        for number in range(notes)
+    ]
+    router = reader.router(addresses)
+    router.routes(["Quillon Varga-0 was born in"])
+    times = []
+    for prompts in (
+        [f"Tell me, Quillon Varga-{number * (notes // asked)} was born in which town?" for number in range(asked)],
+        [f"The village of Upper Stanmore-{number} was founded in" for number in range(asked)],
+    ):
+        start = time.perf_counter()
+        for prompt in prompts:
+            router.routes([prompt])
+        times.append(1000 * (time.perf_counter() - start) / asked)
+    return times[0], times[1]
+
+
+def page(columns: dict[str, dict[str, dict[str, Rate]]], times: dict[int, tuple[float, float]]) -> str:
+    """Return the page: ``columns`` are, by what was learned from, the rates by section and kind."""
+    lines = [
+        "# Which note a prompt finds",
+        "",
+        "    python -m benchmarks.routing --data DATA_FOLDER --out docs/results/routing.md",
+        "",
+        "Marginalia's router alone, without any model: the share of prompts that go to the note they are about, or",
+        "to none where none is. Its measure of likeness is learned from built-in relations, or also from the rephrased",
+        "prompts of zsre/train and counterfact/train. In brackets: to any note of the right subject, of which several",
+        "may ask for the same thing in other words; the newest answers.",
+    ]
+    for section in next(iter(columns.values())):
+        lines += ["", f"| {section} | prompts | {' | '.join(columns)} |", "|---|---:|" + "---:|" * len(columns)]
+        for kind, first in next(iter(columns.values()))[section].items():
+            rates = [column[section][kind] for column in columns.values()]
+            lines.append(f"| {kind} | {first.all} | {' | '.join(map(_shown, rates))} |")
+        totals = [[sum(part) for part in zip(*column[section].values(), strict=True)] for column in columns.values()]
+        if section.startswith("hard"):
+            lines.append(f"| all | {totals[0][2]} | {' | '.join(_shown(Rate(*total)) for total in totals)} |")
+    lines += ["", "| notes in the book | names a subject, ms | names none, ms |", "|---:|---:|---:|"]
+    lines += [f"| {notes:,} | {named:.2f} | {other:.2f} |" for notes, (named, other) in times.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _shown(rate: Rate) -> str:
+    some = f" ({rate.some / rate.all:.3f})" if rate.some != rate.right else ""
+    return f"{rate.right / rate.all:.3f}{some}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--records", type=int, default=1000)
-    parser.add_argument("--pool", nargs=2, action="append", default=[])
-    parser.add_argument("--allowed", type=float, default=0.01)
-    parser.add_argument("--limit", type=float)
+    parser.add_argument("--out", type=Path, help="file of the page; by default standard output")
     options = parser.parse_args()
-    method = Marginalia(MarginaliaConfig(pools=tuple(map(tuple, options.pool)), allowed=options.allowed))
-    bench = Workbench(None, None, pool=lambda name, path: load_edits(name, path).edits)  # type: ignore[arg-type]
-    embed, metric = method._encoder(bench).embed, method._metric(bench)
-    print(f"limit {metric.limit:.3f}")
-    for kind, (right, all_) in hard_cases(embed, metric, options.limit).items():
-        print(f"{kind:45s} {right:4d} of {all_:4d}")
+    readers = {"built-in relations": Reader.learned([])}
     if options.data:
-        edits = [
-            edit
-            for name in ("zsre", "counterfact")
-            for edit in load_edits(name, options.data / name / "edit.jsonl", keep_contradictions=True).edits
-        ]
-        real(options.data, edits[: options.records], embed, metric, options.limit)
-        real_relations(other_relations(options.data), embed, metric, options.limit)
-
-
-def real(data: Path, edits: list[Edit], embed, metric, limit: float | None) -> None:
-    addresses = [Address((edit.subject,) if edit.subject else (), edit.prompt) for edit in edits]
-    router = Router(addresses, embed([address.key() for address in addresses]), embed, metric, limit=limit)
-    asked = list(queries(data, edits))
-    start = time.perf_counter()
-    routes = router.routes([prompt for _, prompt, _ in asked])
-    seconds = time.perf_counter() - start
-    rates: dict[str, list[tuple[bool, bool]]] = defaultdict(list)
-    for (kind, _, expected), route in zip(asked, routes, strict=True):
-        if expected is None:
-            rates[kind].append((route.note < 0, route.note < 0))
-        else:
-            rates[kind].append((route.note == expected, route.note >= 0))
-    for kind, right in sorted(rates.items()):
-        own, some = (sum(column) / len(right) for column in zip(*right, strict=True))
-        print(f"{kind:45s} {own:.3f} right, {some:.3f} with any note of the subject, of {len(right)}")
-    print(f"{1000 * seconds / len(asked):.2f} ms a prompt")
-
-
-def real_relations(items, embed, metric, limit: float | None) -> None:
-    rates: dict[str, list[bool]] = defaultdict(list)
-    for edit, probes, rephrased in items:
-        address = Address((edit.subject or "",), edit.prompt)
-        router = Router([address], embed([address.key()]), embed, metric, limit=limit)
-        same = [probe for probe in probes if asks_the_same(edit, probe)]
-        other = [probe for probe in probes if probe not in same]
-        for kind, prompts, wanted in (
-            ("same subject, other relation", other, False),
-            # KnowEdit counts these among the former.
-            ("same subject, the edited relation by name", same, True),
-            ("same subject, rephrased", rephrased, True),
-        ):
-            rates[f"knowedit {kind}"] += [(route.note >= 0) == wanted for route in router.routes(prompts)]
-    for kind, right in rates.items():
-        print(f"{kind:45s} {sum(right) / len(right):.3f} right of {len(right)}")
+        pools = [(name, str(options.data / name / "train.jsonl")) for name in ("zsre", "counterfact")]
+        readers["and training records"] = Reader.learned(pools)
+    columns = {}
+    for name, reader in readers.items():
+        columns[name] = {"hard cases of our own": hard_cases(reader)}
+        if options.data:
+            columns[name]["prompts of data sets"] = real_prompts(reader, options.data)
+    times = {notes: milliseconds(readers["built-in relations"], notes) for notes in SIZES}
+    text = page(columns, times)
+    if options.out:
+        options.out.write_text(text, encoding="utf-8")
+    else:
+        sys.stdout.write(text)
 
 
 if __name__ == "__main__":
