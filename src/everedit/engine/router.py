@@ -24,7 +24,7 @@ _BREAK = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]?[^\W_a-z])|\n+")
 _SHORT = re.compile(r"\b(?:[A-Z]|[A-Z][a-z]{1,2}|vs|no)\.$")
 _PRONOUN = re.compile(r"\b(?:it|its|he|his|him|she|her|hers|they|their|them|this|that|these|those|there)\b", re.I)
 _CLAUSE = re.compile(r"[,;:—–]\s|\s(?:but|and|while|whereas)\s")
-_SAME = 0.75
+_SAME = 0.65
 
 
 @dataclass(frozen=True)
