@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from everedit.cache import digest
 from everedit.engine.relation import SHIPPED, RelationMetric, built_in_relations
 from everedit.methods.marginalia import MarginaliaConfig
 from everedit.models.sentences import SentenceEncoder
@@ -13,7 +12,7 @@ def main() -> None:
     config = MarginaliaConfig()
     own = built_in_relations()
     metric = RelationMetric.of_texts(own, [], SentenceEncoder(config.encoder).embed, allowed=config.allowed)
-    metric.keep(SHIPPED, {"texts": digest([own, []]), "encoder": config.encoder, "allowed": config.allowed})
+    metric.keep(SHIPPED, RelationMetric.provenance(own, [], encoder=config.encoder, allowed=config.allowed))
     print(f"{SHIPPED}: {tuple(metric.weight.shape)}, limit {metric.limit:.4f}")
 
 

@@ -13,7 +13,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from everedit.cache import digest
 from everedit.engine.mentions import Mentions, words_of
 from everedit.engine.relation import SHIPPED, RelationMetric, built_in_relations
 from everedit.engine.router import Address, Router, asking_part
@@ -37,7 +36,7 @@ def encoder() -> SentenceEncoder:
 
 @cache
 def shipped() -> RelationMetric:
-    provenance = {"texts": digest([built_in_relations(), []]), "encoder": encoder().name, "allowed": ALLOWED}
+    provenance = RelationMetric.provenance(built_in_relations(), [], encoder=encoder().name, allowed=ALLOWED)
     metric = RelationMetric.kept(SHIPPED, provenance)
     assert metric is not None, "the relations changed: run python tools/learn_relations.py"
     return metric

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from everedit.cache import digest
 from everedit.patch import load_tensors, save_tensors
 
 __all__ = ["MASK", "SHIPPED", "RelationMetric", "built_in_relations"]
@@ -72,6 +73,19 @@ class RelationMetric:
         owners = [number for number, group in enumerate(groups) for _ in group]
         embeddings = embed([text for group in groups for text in group]).cpu()
         return cls.learned(embeddings, owners, distinct=sum(map(len, distinct)), allowed=allowed)
+
+    @staticmethod
+    def provenance(
+        distinct: Sequence[Sequence[str]], more: Sequence[Sequence[str]], *, encoder: str, allowed: float
+    ) -> dict[str, Any]:
+        """Return what tells the metric learned of these texts from any other, the way of learning included."""
+        learning = [_WIDTH, _STEPS, _BATCH, _RATE, _SHARPNESS, _DISTINCT_SHARE, _PERHAPS_THE_SAME]
+        return {
+            "texts": digest([distinct, more]),
+            "encoder": encoder,
+            "allowed": allowed,
+            "learning": digest(learning),
+        }
 
     @classmethod
     def kept(cls, file: Path, provenance: Mapping[str, Any]) -> RelationMetric | None:

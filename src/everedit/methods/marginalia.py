@@ -285,7 +285,7 @@ class Marginalia(Method):
         def learned() -> RelationMetric:
             edits = [edit for name, path in config.pools for edit in bench.pool(name, path)]
             own, more = built_in_relations(), [tuple(_asked(edit)) for edit in edits]
-            provenance = {"texts": digest([own, more]), "encoder": config.encoder, "allowed": config.allowed}
+            provenance = RelationMetric.provenance(own, more, encoder=config.encoder, allowed=config.allowed)
             known = cache_root() / "routers" / f"{digest(provenance)}.safetensors"
             for file in (SHIPPED, known):
                 if file.exists() and (metric := RelationMetric.kept(file, provenance)):
