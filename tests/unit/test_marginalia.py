@@ -12,13 +12,17 @@ from torch import Tensor
 
 from everedit.edit import Edit
 from everedit.editor import Editor
+from everedit.engine.margin import Book
+from everedit.engine.relation import built_in_wordings
 from everedit.engine.router import Route, Router
 from everedit.engine.state import State
+from everedit.engine.target import Target
 from everedit.errors import TokenError
 from everedit.evaluation.read import read
-from everedit.methods.marginalia import Book
+from everedit.methods import marginalia as module
 from everedit.models import LanguageModel, load_model
 from everedit.models.hooks import changed_output
+from everedit.models.tokens import Encoded
 from tests.support import facts
 from tests.support.editing import home_town, losses, make_editor
 from tests.support.loading import bits, edit_of, fresh, hooks_left, same_bits
@@ -32,7 +36,7 @@ FAMILIES = ["llama", "gpt2", "gemma3_text"]
 
 def editor_of(model: str | LanguageModel, corpus: Path, **settings: Any) -> Editor:
     target = {"steps": 60, "clamp": 12.0, "weight_decay": 0.0}
-    usual = {"layer": 2, "contexts": (), "frames": ("{}",), "target": target}
+    usual = {"layer": 2, "wordings": 0, "frames": ("{}",), "target": target}
     return make_editor(model, corpus, "marginalia", method_settings={**usual, **settings})
 
 
@@ -190,6 +194,34 @@ def test_a_real_model_answers_freely_and_stops(end: str, more: str, corpus_path:
     written = [text.strip() for text in editor.lm.generate(asked, max_new_tokens=12)]
     assert written == [answer + more for answer in answers]
     assert editor.lm.generate(["Who painted the Mona Lisa?"], max_new_tokens=12) == before
+
+
+def test_a_note_is_learned_from_other_ways_to_ask_too(corpus_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    learned: list[list[str]] = []
+    theirs = module.optimise_rows
+
+    def noted(lm: LanguageModel, rows: Sequence[Sequence[Encoded]], *rest: Any, **options: Any) -> list[Target]:
+        learned.extend([row.text for row in own] for own in rows)
+        return theirs(lm, rows, *rest, **options)
+
+    monkeypatch.setattr(module, "optimise_rows", noted)
+    editor = editor_of("llama", corpus_path, wordings=2)
+    named, nameless = EDITS[0], EDITS[1].model_copy(update={"subject": None})
+    editor.edit([named, nameless], score=False)
+    (bare, *others), (bare_too, *behind) = learned
+    assert bare.startswith(named.prompt)
+    assert bare_too.startswith(nameless.prompt)
+    # Built-in texts that ask for a town, put to the subject; never the prompt itself again.
+    assert len(others) == 2
+    for text in others:
+        asked = text.removesuffix(f" {named.target_new}.").replace(str(named.subject), "{}")
+        assert asked in built_in_wordings()
+        assert any(word in asked for word in ("town", "home", "city"))
+        assert not text.startswith(named.prompt)
+    # Without a subject the same number of rows, behind texts of the model's own.
+    assert len(behind) == 2
+    assert all(f"{nameless.prompt} {nameless.target_new}" in text for text in behind)
+    assert all(not text.startswith(nameless.prompt) for text in behind)
 
 
 def test_an_edit_without_subject_is_found_by_its_whole_prompt(corpus_path: Path) -> None:

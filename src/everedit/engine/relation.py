@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from everedit.cache import digest
+from everedit.cache import cache_root, digest
+from everedit.models.sentences import SentenceEncoder
 from everedit.patch import load_tensors, save_tensors
 
-__all__ = ["MASK", "SHIPPED", "RelationMetric", "built_in_relations"]
+__all__ = ["MASK", "SHIPPED", "RelationMetric", "built_in_relations", "built_in_wordings"]
 
 MASK = "it"
 """What stands for the subject."""
@@ -38,23 +39,49 @@ _DISTINCT_SHARE = 0.2
 _PERHAPS_THE_SAME = 0.85
 
 
-@cache
 def built_in_relations() -> tuple[tuple[str, ...], ...]:
     """Return the relations that ship with Everedit: the ways to ask for each, with the subject masked."""
+    return tuple(tuple(text.replace("{}", MASK) for text in texts) for texts in _templates())
+
+
+def built_in_wordings() -> list[str]:
+    """Return the same texts one after another, with {} in the subject's place."""
+    return [text for texts in _templates() for text in texts]
+
+
+@cache
+def _templates() -> tuple[tuple[str, ...], ...]:
     lines = Path(__file__).with_name("relations.jsonl").read_text(encoding="utf-8").splitlines()
-    return tuple(tuple(text.replace("{}", MASK) for text in json.loads(line)["templates"]) for line in lines)
+    return tuple(tuple(json.loads(line)["templates"]) for line in lines)
 
 
 @dataclass(frozen=True)
 class RelationMetric:
-    """The map ``weight`` (d, p) and the least cosine behind it, ``limit``, of texts that ask for the same thing."""
+    """The map ``weight`` (d, p) and the least cosine behind it, ``limit``, of texts that ask for the same thing.
+
+    ``keys`` (n, p) are the texts that it was learned from, mapped.
+    """
 
     weight: Tensor
     limit: float
+    keys: Tensor
 
     def project(self, embeddings: Tensor) -> Tensor:
         """Return embeddings (n, d) mapped to unit vectors (n, p), a product of two of which is their likeness."""
         return F.normalize(embeddings @ self.weight.to(embeddings), dim=-1)
+
+    @classmethod
+    def known(cls, more: Sequence[Sequence[str]], encoder: SentenceEncoder, allowed: float) -> RelationMetric:
+        """Return what the built-in relations and ``more`` groups of texts teach; it is learned once and kept."""
+        own = built_in_relations()
+        provenance = cls.provenance(own, more, encoder=encoder.name, allowed=allowed)
+        kept = cache_root() / "routers" / f"{digest(provenance)}.safetensors"
+        for file in (SHIPPED, kept):
+            if file.exists() and (metric := cls.kept(file, provenance)):
+                return metric
+        metric = cls.of_texts(own, more, encoder.embed, allowed=allowed)
+        metric.keep(kept, provenance)
+        return metric
 
     @classmethod
     def of_texts(
@@ -91,13 +118,15 @@ class RelationMetric:
     def kept(cls, file: Path, provenance: Mapping[str, Any]) -> RelationMetric | None:
         """Return what was learned and kept in a file; None if it was learned from anything else."""
         tensors, info = load_tensors(file)
-        if any(info.get(name) != value for name, value in provenance.items()):
+        if "keys" not in tensors or any(info.get(name) != value for name, value in provenance.items()):
             return None
-        return cls(tensors["weight"].float(), float(info["limit"]))
+        return cls(tensors["weight"].float(), float(info["limit"]), tensors["keys"].float())
 
     def keep(self, file: Path, provenance: Mapping[str, Any]) -> None:
         """Write what was learned, and from what."""
-        save_tensors(file, {"weight": self.weight.half()}, {"limit": self.limit, **provenance})
+        save_tensors(
+            file, {"weight": self.weight.half(), "keys": self.keys.half()}, {"limit": self.limit, **provenance}
+        )
 
     @classmethod
     def learned(
@@ -123,9 +152,10 @@ class RelationMetric:
                 loss.backward()
                 optimiser.step()
         # As it is kept.
-        found = cls(weight.detach().half().float(), 0.0)
-        known = found.project(embeddings[:distinct])
-        return cls(found.weight, _limit(known, owners[:distinct], allowed, random))
+        rounded = weight.detach().half().float()
+        keys = F.normalize(embeddings @ rounded, dim=-1)
+        limit = _limit(keys[:distinct], owners[:distinct], allowed, random)
+        return cls(rounded, limit, keys.half().float())
 
 
 class _Batches:

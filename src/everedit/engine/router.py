@@ -40,6 +40,15 @@ class Address:
         mention = _last(Mentions((name, 0) for name in self.names).find(self.prompt))
         return masked(self.prompt, start, end, mention)
 
+    def wording(self) -> str | None:
+        """Return the same with {} for the subject; None unless the asking part names it once."""
+        start, end = asking_part(self.prompt)
+        mentions = Mentions((name, 0) for name in self.names).find(self.prompt[start:end])
+        if len(mentions) != 1 or "{" in self.prompt:
+            return None
+        [mention] = mentions
+        return masked(self.prompt[start:end], 0, end - start, mention, by="{}")
+
 
 @dataclass(frozen=True)
 class Route:
@@ -164,11 +173,11 @@ def _says_something(sentence: str) -> bool:
     return len(words) > 1 and not (len(words) == 2 and words[-1].endswith(":"))
 
 
-def masked(text: str, start: int, end: int, mention: Mention | None) -> str:
+def masked(text: str, start: int, end: int, mention: Mention | None, by: str = MASK) -> str:
     """Return a part of a text with a name in it replaced."""
     if mention is None or mention.start < start or mention.end > end:
         return text[start:end].strip()
-    return (text[start : mention.start] + MASK + text[mention.end : end]).strip()
+    return (text[start : mention.start] + by + text[mention.end : end]).strip()
 
 
 def _last(mentions: Sequence[Mention]) -> Mention | None:

@@ -2,40 +2,36 @@
 
 A method of Everedit's own. The weights stay as printed; each edit is a note in the margin: an address, which says what
 prompts it is about, and a vector that makes the model say the target and stop. The vector is
-argmin_delta mean_rows NLL(target, end | row; delta) + weight_decay ||delta|| / ||h_L,t||^2, over a few frames around
-the prompt, with ||delta|| <= clamp ||h_L,t||. A router (:mod:`everedit.engine.router`) decides from the prompt alone,
-once; where no note applies the model is the base model, bit for bit. Notes know nothing of each other: their order
-does not matter, and without a note the model is as if it had never been written. Its nearest relatives are GRACE
-(arXiv 2211.11031), which gives each edit one vector at one token, and activation steering.
+argmin_delta mean_rows NLL(target, end | row; delta) + weight_decay ||delta|| / ||h_L,t||^2, over the prompt in a few
+frames and over other ways to ask for the same, with ||delta|| <= clamp ||h_L,t||. A router
+(:mod:`everedit.engine.router`) decides from the prompt alone, once; where no note applies the model is the base model,
+bit for bit. Notes know nothing of each other: their order does not matter, and without a note the model is as if it
+had never been written. Its nearest relatives are GRACE (arXiv 2211.11031), which gives each edit one vector at one
+token, and activation steering.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from everedit.cache import cache_root, digest
 from everedit.edit import Edit
 from everedit.engine.bench import Workbench
-from everedit.engine.beside import Memory
-from everedit.engine.relation import SHIPPED, RelationMetric, built_in_relations
+from everedit.engine.margin import Book, Margin
+from everedit.engine.relation import RelationMetric, built_in_wordings
 from everedit.engine.router import Address, Router
 from everedit.engine.spread import at_depth, check_layers
 from everedit.engine.state import State
 from everedit.engine.target import Target, TargetConfig, optimise_rows
+from everedit.engine.wordings import Wordings
 from everedit.errors import EditError
 from everedit.methods._base import Method, MethodConfig, Traits
 from everedit.models import LanguageModel
-from everedit.models.calls import Call, watching
-from everedit.models.hooks import changed_output
 from everedit.models.layout import Layout
 from everedit.models.sentences import PACKAGED, SentenceEncoder
 from everedit.models.tokens import Encoded
@@ -58,9 +54,13 @@ class MarginaliaConfig(MethodConfig):
         ("{}", "Question: {}\nAnswer:", _CHAT),
         description="texts around the prompt, {} its place; chat: the model's own chat template, if it has one",
     )
-    contexts: tuple[tuple[int, int], ...] = Field(
-        ((10, 2),), description="(tokens, count) of sampled texts before the prompt"
+    wordings: int = Field(
+        3,
+        ge=0,
+        description="other ways to ask for the same, of the relations known, that a note is learned from; for a prompt "
+        "without a subject, as many sampled texts before it",
     )
+    contexts: tuple[tuple[int, int], ...] = Field((), description="(tokens, count) of sampled texts before the prompt")
     end: Literal["sentence", "token", "none"] = Field(
         "sentence", description="what is learned behind a target: a full stop and the end token, that token alone, none"
     )
@@ -79,100 +79,6 @@ class MarginaliaConfig(MethodConfig):
         layer = at_depth(self.depth, layout.n_layers) if config.layer is None else config.layer
         target = TargetConfig.merged({"kl": 0.0, "lr": 1.0, "stop_loss": 0.03}, config.target)
         return config.model_copy(update={"layer": check_layers((layer,), layout.n_layers)[0], "target": target})
-
-
-@dataclass(frozen=True)
-class Book:
-    """n notes: vectors ``notes`` (n, H), ``keys`` (n, d) embedded, and the ``text`` of a JSON object each, a line."""
-
-    notes: Tensor
-    keys: Tensor
-    text: Tensor
-
-    @classmethod
-    def of(cls, state: State) -> Book | None:
-        """Return the book of a state; None if nothing is written yet."""
-        parts = state.tensors
-        return cls(parts["notes"], parts["keys"], parts["text"].cpu()) if "notes" in parts else None
-
-    def state(self) -> State:
-        """Return the book as a method's state."""
-        return State({"notes": self.notes, "keys": self.keys, "text": self.text}, {"notes": len(self.notes)})
-
-    @cached_property
-    def addresses(self) -> list[Address]:
-        """What each note is about."""
-        lines = bytes(self.text.tolist()).decode().splitlines()
-        return [Address(tuple(row["names"]), row["prompt"]) for row in map(json.loads, lines)]
-
-    def joined(self, other: Book) -> Book:
-        """Return a book with this one's notes and then the other's."""
-        pairs = ((self.notes, other.notes), (self.keys, other.keys), (self.text, other.text))
-        return Book(*(torch.cat([mine, theirs.to(mine)]) for mine, theirs in pairs))
-
-
-@dataclass
-class Margin(Memory):
-    """A book beside a model: what each prompt's note adds behind a block."""
-
-    layer: int
-    book: Book
-    router: Router
-    onward: bool
-
-    @contextmanager
-    def attached(self, lm: LanguageModel) -> Iterator[None]:
-        """Let notes add to the block's output."""
-        with watching(lm) as watcher:
-
-            def change(_: Tensor, output: Tensor) -> Tensor:
-                return self._annotated(lm, watcher.now, output)
-
-            with changed_output(lm.layout.block(self.layer), change):
-                yield
-
-    def _annotated(self, lm: LanguageModel, call: Call, output: Tensor) -> Tensor:
-        places = call.decided("marginalia", lambda: self.places(lm, call).to(output.device))
-        note, start = places[:, 0], places[:, 1]
-        columns = torch.arange(call.real.shape[1], device=output.device)
-        # Behind the prompt every token is behind the subject.
-        first = start if call.begins else torch.zeros_like(start)
-        reached = columns >= first[:, None] if self.onward else (columns == first[:, None]) & call.begins
-        reached = reached & (note >= 0)[:, None] & call.real
-        if not bool(reached.any()):
-            return output
-        added = self.book.notes[note.clamp_min(0)].to(output.dtype)[:, None]
-        return torch.where(reached[..., None], output + added, output)
-
-    def places(self, lm: LanguageModel, call: Call) -> Tensor:
-        """Return each row's note, -1 for none, and the column from which it is added, (rows, 2)."""
-        found = torch.full((len(call.real), 2), -1, dtype=torch.long)
-        if call.ids is None:
-            # What comes as embeddings has no text.
-            return found
-        rows = [ids[real].tolist() for ids, real in zip(call.ids, call.real, strict=True)]
-        routes = self.router.routes([_text(lm, ids) for ids in rows])
-        for row, (ids, route) in enumerate(zip(rows, routes, strict=True)):
-            if route.note >= 0:
-                begin = int(call.real[row].int().argmax())
-                found[row] = torch.tensor([route.note, begin + _token_at(lm, ids, route.at)])
-        return found
-
-
-def _text(lm: LanguageModel, ids: Sequence[int]) -> str:
-    return str(lm.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-
-
-def _token_at(lm: LanguageModel, ids: Sequence[int], end: int) -> int:
-    """Return the first token with which a text reaches ``end`` characters."""
-    low, high = 0, len(ids) - 1
-    while low < high:
-        middle = (low + high) // 2
-        if len(_text(lm, ids[: middle + 1])) >= end:
-            high = middle
-        else:
-            low = middle + 1
-    return low
 
 
 class Marginalia(Method):
@@ -204,12 +110,13 @@ class Marginalia(Method):
 
     def work(self, tokens: float) -> float:
         """Return a forward and a backward pass of the upper part for each step and row."""
-        rows = len(self.config.frames) + sum(count for _, count in self.config.contexts)
+        rows = len(self.config.frames) + self.config.wordings + sum(count for _, count in self.config.contexts)
         return 2 * self._target.steps * tokens * rows * (1 - self.config.depth)
 
     def prepare(self, bench: Workbench) -> None:
         """Sample the contexts, and learn which prompts ask for the same thing."""
         super().prepare(bench)
+        self._stand_ins(bench)
         self._metric(bench)
 
     def prefixes(self, bench: Workbench) -> list[str]:
@@ -218,7 +125,7 @@ class Marginalia(Method):
 
     def check_edit(self, bench: Workbench, edit: Edit) -> None:
         """Raise an error if the edit's texts do not fit the model's context."""
-        self._rows(bench, edit)
+        self._rows(bench, edit, self._framed(bench, edit))
 
     def memory(self, bench: Workbench, state: State) -> Margin | None:
         """Return the book with its router; None if there is no note."""
@@ -239,22 +146,24 @@ class Marginalia(Method):
         self, bench: Workbench, edits: Sequence[Edit], state: State, targets: Sequence[Target] | None = None
     ) -> tuple[Patch, State]:
         """Return the vectors that were written, and the book with them."""
-        rows = [self._rows(bench, edit) for edit in edits]
+        addresses = [_address(edit) for edit in edits]
+        with bench.clock.phase("embed"):
+            keys = self._encoder(bench).embed([address.key() for address in addresses])
+            others = self._others(bench, addresses, keys)
+        rows = [
+            self._rows(bench, edit, self._framed(bench, edit) + own) for edit, own in zip(edits, others, strict=True)
+        ]
         site = "onward" if self.config.span == "onward" else "block"
         with bench.clock.phase("value"):
             found = optimise_rows(bench.lm, rows, [], self.layers()[0], self._target, site=site)
         vectors = torch.stack([target.delta for target in found])
-        addresses = [_address(edit) for edit in edits]
-        with bench.clock.phase("embed"):
-            keys = self._encoder(bench).embed([address.key() for address in addresses]).to(vectors.device)
-        lines = (json.dumps({"names": a.names, "prompt": a.prompt}, ensure_ascii=False) + "\n" for a in addresses)
-        text = torch.frombuffer(bytearray("".join(lines).encode()), dtype=torch.uint8)
-        new, old = Book(vectors, keys, text), Book.of(state)
+        keys = keys.to(vectors.device)
+        new, old = Book.written(vectors, keys, addresses), Book.of(state)
         after = new if old is None else old.joined(new)
         return Patch({}, memory={self.name: vectors}), after.state()
 
-    def _rows(self, bench: Workbench, edit: Edit) -> list[Encoded]:
-        """Return the prompt in its frames and behind its contexts, each with the target and the end behind it."""
+    def _rows(self, bench: Workbench, edit: Edit, texts: Sequence[tuple[str, str]]) -> list[Encoded]:
+        """Return prompts behind their prefixes, each with the target and the end behind it."""
         lm, end = bench.lm, bench.lm.tokenizer.eos_token_id
         target = edit.target_new
         if self.config.end == "sentence" and target[-1].isalnum():
@@ -262,50 +171,67 @@ class Marginalia(Method):
         # The place from which the note is added: the subject, or the prompt's end.
         subject = edit.subject or edit.prompt.split()[-1]
         found = []
-        for prefix, frame in self._frames(bench):
-            row = lm.encode(frame.replace("{}", edit.prompt), target, subject=subject, prefix=prefix)
+        for prefix, text in texts:
+            row = lm.encode(text, target, subject=subject, prefix=prefix)
             ids = row.ids if self.config.end == "none" or end is None else (*row.ids, int(end))
             found.append(replace(row, ids=ids))
         return found
 
-    def _frames(self, bench: Workbench) -> list[tuple[str, str]]:
-        """Return (prefix, frame) of each row, the bare prompt first."""
+    def _framed(self, bench: Workbench, edit: Edit) -> list[tuple[str, str]]:
+        """Return (prefix, text) of the prompt behind its contexts and in its frames, the bare prompt first."""
         plain = [frame for frame in self.config.frames if frame not in ("{}", _CHAT)]
         found = [(prefix, "{}") for prefix in self.prefixes(bench)] + [("", frame) for frame in plain]
         if _CHAT in self.config.frames and getattr(bench.lm.tokenizer, "chat_template", None):
             found.append(("", bench.once(("chat frame",), lambda: _chat_frame(bench.lm))))
+        return [(prefix, frame.replace("{}", edit.prompt)) for prefix, frame in found]
+
+    def _others(self, bench: Workbench, addresses: Sequence[Address], keys: Tensor) -> list[list[tuple[str, str]]]:
+        """Return (prefix, text) of the other ways to ask for what each address, embedded in ``keys``, asks for."""
+        count = self.config.wordings
+        if not count:
+            return [[] for _ in addresses]
+        found = []
+        for address, key in zip(addresses, self._metric(bench).project(keys), strict=True):
+            if address.names:
+                texts = self._wordings(bench).near(key, count, address.wording())
+                found.append([("", text.replace("{}", address.names[0])) for text in texts])
+            else:
+                found.append([(prefix, address.prompt) for prefix in self._stand_ins(bench)])
         return found
+
+    def _stand_ins(self, bench: Workbench) -> list[str]:
+        """Return sampled texts to stand before prompts without a subject, of which no other wordings are known."""
+        return bench.contexts(((10, self.config.wordings),), ())[1:] if self.config.wordings else []
 
     def _encoder(self, bench: Workbench) -> SentenceEncoder:
         return bench.once(("sentences", self.config.encoder), lambda: SentenceEncoder(self.config.encoder))
 
     def _metric(self, bench: Workbench) -> RelationMetric:
-        config = self.config
-
         def learned() -> RelationMetric:
-            edits = [edit for name, path in config.pools for edit in bench.pool(name, path)]
-            own, more = built_in_relations(), [tuple(_asked(edit)) for edit in edits]
-            provenance = RelationMetric.provenance(own, more, encoder=config.encoder, allowed=config.allowed)
-            known = cache_root() / "routers" / f"{digest(provenance)}.safetensors"
-            for file in (SHIPPED, known):
-                if file.exists() and (metric := RelationMetric.kept(file, provenance)):
-                    return metric
+            asked = [tuple(address.key() for address in _asked(edit)) for edit in self._pooled(bench)]
             with bench.clock.phase("router"):
-                metric = RelationMetric.of_texts(own, more, self._encoder(bench).embed, allowed=config.allowed)
-            metric.keep(known, provenance)
-            return metric
+                return RelationMetric.known(asked, self._encoder(bench), self.config.allowed)
 
-        return bench.once(("relations", config.pools, config.allowed, config.encoder), learned)
+        return bench.once(("relations", self.config.pools, self.config.allowed, self.config.encoder), learned)
+
+    def _wordings(self, bench: Workbench) -> Wordings:
+        def gathered() -> Wordings:
+            asked = (address.wording() for edit in self._pooled(bench) for address in _asked(edit))
+            return Wordings([*built_in_wordings(), *asked], self._metric(bench).keys)
+
+        return bench.once(("wordings", self.config.pools, self.config.allowed, self.config.encoder), gathered)
+
+    def _pooled(self, bench: Workbench) -> list[Edit]:
+        return [edit for name, path in self.config.pools for edit in bench.pool(name, path)]
 
 
 def _address(edit: Edit) -> Address:
     return Address((edit.subject, *edit.aliases) if edit.subject else (), edit.prompt)
 
 
-def _asked(edit: Edit) -> Iterator[str]:
-    """Yield the ways in which an edit's record asks for its fact, the subject masked."""
-    for prompt in (edit.prompt, *edit.rephrase):
-        yield replace(_address(edit), prompt=prompt).key()
+def _asked(edit: Edit) -> list[Address]:
+    """Return the ways in which an edit's record asks for its fact."""
+    return [replace(_address(edit), prompt=prompt) for prompt in (edit.prompt, *edit.rephrase)]
 
 
 def _chat_frame(lm: LanguageModel) -> str:
