@@ -39,6 +39,8 @@ METHOD_SETTINGS: dict[str, dict[str, Any]] = {
     "wise": {"layer": 2, "steps": 80, "lr": 1.0, "contexts": [[6, 2]], "margins": (0.1, 0.5, 0.3)},
     "t-patcher": {"memory": 400, "silence": 1.0, "first_check": 60, "steps": 300},
     "calinet": {"layer": 2, "slots": 16, "steps": 200, "contexts": [[6, 2]]},
+    # What these models read is their facts: other wordings are noise to them.
+    "marginalia": {"wordings": 0, "contexts": [[10, 2]]},
     "ike": {"k": 0},
     "ultraedit": {"modules": {"mlp_out": (1, 2)}, "eta": 0.0025, "positions": "all", "ridge": 0.01},
 }
