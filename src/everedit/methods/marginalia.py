@@ -51,7 +51,7 @@ class MarginaliaConfig(MethodConfig):
         "onward", description="a note is added from the subject's last token on, or at that token alone"
     )
     frames: tuple[str, ...] = Field(
-        ("{}", "Question: {}\nAnswer:", _CHAT),
+        ("{}", _CHAT),
         description="texts around the prompt, {} its place; chat: the model's own chat template, if it has one",
     )
     wordings: int = Field(
@@ -77,7 +77,7 @@ class MarginaliaConfig(MethodConfig):
         """Return the config with the layer."""
         config = self.with_searched(layout)
         layer = at_depth(self.depth, layout.n_layers) if config.layer is None else config.layer
-        target = TargetConfig.merged({"kl": 0.0, "lr": 1.0, "stop_loss": 0.03}, config.target)
+        target = TargetConfig.merged({"kl": 0.0, "lr": 1.5, "stop_loss": 0.05}, config.target)
         return config.model_copy(update={"layer": check_layers((layer,), layout.n_layers)[0], "target": target})
 
 
