@@ -40,8 +40,11 @@ from everedit.report.tables import markdown
 SWEEPS = Path(__file__).parent / "sweeps"
 KEPT = Path(".benchmarks/sweeps")
 DATA = Path(".benchmarks/data")
-# Longer streams than one file holds, beside the data.
-JOINED = {"zsre_long.jsonl": ("zsre/edit.jsonl", "zsre/train.jsonl")}
+# Made of lines of the data and kept beside it: a stream longer than one file holds, and what it leaves to learn from.
+JOINED = {
+    "zsre_long.jsonl": (("zsre/edit.jsonl", slice(None)), ("zsre/train.jsonl", slice(400))),
+    "zsre_rest.jsonl": (("zsre/train.jsonl", slice(400, None)),),
+}
 TABLES = {
     SINGLE: "Single edits, each taken back before the next",
     "retained": "All T edits, with the model as it is after T",
@@ -90,8 +93,9 @@ def cells(name: str, data: Path) -> tuple[SweepConfig, list[Cell]]:
         DATA.unlink(missing_ok=True)
         DATA.symlink_to(data.resolve(), target_is_directory=True)
         for joined, parts in JOINED.items():
-            if all((data / part).exists() for part in parts):
-                (DATA.parent / joined).write_bytes(b"".join((data / part).read_bytes() for part in parts))
+            if all((data / part).exists() for part, _ in parts):
+                lines = [line for part, lines in parts for line in (data / part).read_bytes().splitlines(True)[lines]]
+                (DATA.parent / joined).write_bytes(b"".join(lines))
     file = KEPT / f"{name}.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
     text = (SWEEPS / file.name).read_text(encoding="utf-8")
