@@ -1,6 +1,7 @@
 """Marginalia with one choice changed at a time: what each of them does for the scores of a book of notes.
 
-    python -m benchmarks.ablations --data DATA_FOLDER [--model M] [--records 300:350] [--only NAME ...] [--list]
+    python -m benchmarks.ablations --data DATA_FOLDER [--model M] [--records 300:350] [--only NAME ...]
+        [--settings JSON] [--list]
 
 Records 300 and later of zsre/edit and counterfact/edit, which no table uses, without those that a later one
 contradicts, also in other words: all in one book, scored when all are written. Rows are kept in
@@ -77,11 +78,16 @@ def main() -> None:
     parser.add_argument("--records", default="300:350", help="half-open range of records")
     parser.add_argument("--sets", nargs="+", default=["zsre", "counterfact"])
     parser.add_argument("--only", nargs="+", help="names of variations")
+    parser.add_argument(
+        "--settings", type=json.loads, help="only this variation: a JSON object of the method's settings"
+    )
     parser.add_argument("--list", action="store_true", help="name the variations and end")
     options = parser.parse_args()
     lm = load_model(options.model, dtype="float32")
     pools = [(name, str(options.data / name / "train.jsonl")) for name in ("zsre", "counterfact")]
     wanted = variations(lm.layout.n_layers, pools)
+    if options.settings:
+        wanted = {json.dumps(options.settings): {"pools": pools, **options.settings}}
     if options.list:
         print("\n".join(wanted))
         return

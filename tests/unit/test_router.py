@@ -7,14 +7,16 @@ import random
 from collections import defaultdict
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from everedit.engine import relation
 from everedit.engine.mentions import Mentions, words_of
-from everedit.engine.relation import SHIPPED, RelationMetric, built_in_relations
+from everedit.engine.relation import SHIPPED, RelationMetric, built_in_relations, built_in_wordings
 from everedit.engine.router import Address, Router, asking_part
 from everedit.methods.marginalia import MarginaliaConfig
 from everedit.models.sentences import SentenceEncoder
@@ -46,6 +48,31 @@ def router(*notes: tuple[str | None, str], **options: float) -> Router:
     addresses = [Address((subject,) if subject else (), prompt) for subject, prompt in notes]
     keys = encoder().embed([address.key() for address in addresses])
     return Router(addresses, keys, encoder().embed, shipped(), **options)
+
+
+def test_a_metric_is_learned_once_and_anew_when_the_way_of_learning_changes(
+    own_cache: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relation, "_STEPS", 3)
+    asked = [("it was born in", "Where was it born?"), ("it costs", "What is it sold for?")]
+    first = RelationMetric.known(asked, encoder(), ALLOWED)
+    assert len(first.keys) == len(built_in_wordings()) + 4
+    learning: list[int] = []
+    theirs = RelationMetric.of_texts
+
+    def counted(*given: Any, **options: Any) -> RelationMetric:
+        learning.append(relation._STEPS)
+        return theirs(*given, **options)
+
+    monkeypatch.setattr(RelationMetric, "of_texts", counted)
+    again = RelationMetric.known(asked, encoder(), ALLOWED)
+    assert learning == []
+    assert torch.equal(again.weight, first.weight)
+    assert torch.equal(again.keys, first.keys)
+    assert again.limit == first.limit
+    monkeypatch.setattr(relation, "_STEPS", 4)
+    assert not torch.equal(RelationMetric.known(asked, encoder(), ALLOWED).weight, first.weight)
+    assert learning == [4]
 
 
 # --------------------------------------------------------------------------- names

@@ -32,10 +32,14 @@ def test_a_wording_masked_is_what_prompts_are_compared_by() -> None:
     texts = [text for group in built_in_relations() for text in group]
     wordings = built_in_wordings()
     assert len(wordings) == len(texts) > 3000
-    for wording, text in list(zip(wordings, texts, strict=True))[::50]:
+    read = 0
+    for wording, text in zip(wordings[::50], texts[::50], strict=True):
         address = Address(("Ann Bow",), wording.replace("{}", "Ann Bow"))
-        found = address.wording()
-        assert found is None or (found in wording and address.key() in text)
+        if (found := address.wording()) is not None:
+            assert found in wording
+            assert address.key() in text
+            read += 1
+    assert read > 0.9 * len(wordings[::50])
 
 
 def test_the_nearest_come_first_each_once_and_never_the_prompt_itself() -> None:

@@ -39,6 +39,7 @@ from everedit.patch import Patch
 
 _CHAT = "chat"
 _SLOT = "\ue000"
+_STAND_IN = 10
 
 
 class MarginaliaConfig(MethodConfig):
@@ -124,7 +125,7 @@ class Marginalia(Method):
         return bench.contexts(self.config.contexts, ())
 
     def check_edit(self, bench: Workbench, edit: Edit) -> None:
-        """Raise an error if the edit's texts do not fit the model's context."""
+        """Raise an error if the edit's prompt, in its frames and with its target, does not fit the model's context."""
         self._rows(bench, edit, self._framed(bench, edit))
 
     def memory(self, bench: Workbench, state: State) -> Margin | None:
@@ -200,8 +201,8 @@ class Marginalia(Method):
         return found
 
     def _stand_ins(self, bench: Workbench) -> list[str]:
-        """Return sampled texts to stand before prompts without a subject, of which no other wordings are known."""
-        return bench.contexts(((10, self.config.wordings),), ())[1:] if self.config.wordings else []
+        """Return sampled texts (tokens: ``_STAND_IN``) to stand before prompts that cannot be put in other words."""
+        return bench.contexts(((_STAND_IN, self.config.wordings),), ())[1:] if self.config.wordings else []
 
     def _encoder(self, bench: Workbench) -> SentenceEncoder:
         return bench.once(("sentences", self.config.encoder), lambda: SentenceEncoder(self.config.encoder))
