@@ -11,13 +11,19 @@ import torch
 
 from benchmarks.table import Row
 from everedit.editor import Editor
+from everedit.engine.beside import Memory
+from everedit.engine.margin import Book
+from everedit.engine.router import Address
 from everedit.engine.state import State
 from everedit.models import LanguageModel
+from everedit.models.sentences import PACKAGED, SentenceEncoder
 
 EDITS = (1, 100, 1000)
 # The share of the plain model's speed that must be left.
 BARS = {"wise": 0.90, "grace": 0.85, "memoir": 0.85, "t-patcher": 0.85}
 NEURONS_AN_EDIT = 3
+# Marginalia's, where no note applies and where one applies to every prompt.
+ROUTED_BARS = {"no prompt names a subject": 0.95, "every prompt goes to a note": 0.90}
 NEW_TOKENS, PAIRS = 32, 5
 PROMPTS = ["The river that flows through the old town is", "She opened the letter and", "Water boils when"]
 
@@ -28,20 +34,40 @@ def overheads(lm: LanguageModel) -> Iterator[Row]:
         editor = Editor(lm, method)
         for edits in EDITS:
             memory = editor.method.memory(editor.bench, full_state(editor, edits))
-            assert memory is not None
-            written(lm)
-            pairs = []
-            # In turns, since a machine's speed drifts within minutes.
-            for _ in range(PAIRS):
-                plain = written(lm)
-                with memory.attached(lm):
-                    pairs.append((plain, written(lm)))
-            plain, ours = (statistics.median(column) for column in zip(*pairs, strict=True))
-            share = statistics.median(with_it / without for without, with_it in pairs)
-            note = (
-                f"{edits} edits; {len(PROMPTS)} prompts, {NEW_TOKENS} tokens each, every prompt answered by the memory"
-            )
-            yield Row(f"generation with {method}", plain, ours, "tokens/s", share, bar, note)
+            yield _compared(lm, memory, method, f"{edits} edits", "every prompt answered by the memory", bar)
+    yield from _routed(lm)
+
+
+def _routed(lm: LanguageModel) -> Iterator[Row]:
+    """Marginalia's book, whose router reads every prompt before the first token."""
+    editor = Editor(lm, "marginalia")
+    random = torch.Generator().manual_seed(0)
+    encoder = SentenceEncoder(PACKAGED)
+    for said, names in (("no prompt names a subject", "Quillon Varga"), ("every prompt goes to a note", "")):
+        for edits in EDITS:
+            addresses = [Address((f"{names}-{number}",), f"{names}-{number} was born in") for number in range(edits)]
+            if not names:
+                # Without a subject, a note is about the sentence.
+                addresses[-len(PROMPTS) :] = [Address((), prompt) for prompt in PROMPTS]
+            vectors = 1e-6 * torch.randn(len(addresses), lm.layout.hidden_size, generator=random)
+            keys = encoder.embed([address.key() for address in addresses])
+            memory = editor.method.memory(editor.bench, Book.written(vectors, keys, addresses).state())
+            yield _compared(lm, memory, "marginalia", f"{len(addresses)} edits", said, ROUTED_BARS[said])
+
+
+def _compared(lm: LanguageModel, memory: Memory | None, method: str, edits: str, said: str, bar: float) -> Row:
+    """Generation with a memory beside the model, in turns with the plain model, since a machine's speed drifts."""
+    assert memory is not None
+    written(lm)
+    pairs = []
+    for _ in range(PAIRS):
+        plain = written(lm)
+        with memory.attached(lm):
+            pairs.append((plain, written(lm)))
+    plain, ours = (statistics.median(column) for column in zip(*pairs, strict=True))
+    share = statistics.median(with_it / without for without, with_it in pairs)
+    note = f"{edits}; {len(PROMPTS)} prompts, {NEW_TOKENS} tokens each, {said}"
+    return Row(f"generation with {method}", plain, ours, "tokens/s", share, bar, note)
 
 
 def written(lm: LanguageModel) -> float:

@@ -107,7 +107,7 @@ def real_prompts(reader: Reader, data: Path) -> dict[str, Rate]:
         for name in ("zsre", "counterfact")
         for edit in load_edits(name, data / name / "edit.jsonl", keep_contradictions=True).edits[:1000]
     ]
-    router = reader.router([Address((edit.subject,) if edit.subject else (), edit.prompt) for edit in edits])
+    router = reader.router([Address.of(edit) for edit in edits])
     subjects = Mentions((edit.subject, number) for number, edit in enumerate(edits) if edit.subject)
     # Of a subject that is edited too, a neighbour's fact may be an edited one.
     asked = [query for query in _queries(data, edits) if query[2] is not None or not subjects.find(query[1])]

@@ -15,6 +15,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from everedit.edit import Edit
 from everedit.engine.mentions import Mention, Mentions
 from everedit.engine.relation import MASK, RelationMetric
 
@@ -33,6 +34,11 @@ class Address:
 
     names: tuple[str, ...]
     prompt: str
+
+    @classmethod
+    def of(cls, edit: Edit) -> Address:
+        """Return the address of an edit's note."""
+        return cls((edit.subject, *edit.aliases) if edit.subject else (), edit.prompt)
 
     def key(self) -> str:
         """Return the text that prompts are compared with: the prompt's asking part, its subject masked."""

@@ -147,7 +147,7 @@ class Marginalia(Method):
         self, bench: Workbench, edits: Sequence[Edit], state: State, targets: Sequence[Target] | None = None
     ) -> tuple[Patch, State]:
         """Return the vectors that were written, and the book with them."""
-        addresses = [_address(edit) for edit in edits]
+        addresses = [Address.of(edit) for edit in edits]
         with bench.clock.phase("embed"):
             keys = self._encoder(bench).embed([address.key() for address in addresses])
             others = self._others(bench, addresses, keys)
@@ -226,13 +226,9 @@ class Marginalia(Method):
         return [edit for name, path in self.config.pools for edit in bench.pool(name, path)]
 
 
-def _address(edit: Edit) -> Address:
-    return Address((edit.subject, *edit.aliases) if edit.subject else (), edit.prompt)
-
-
 def _asked(edit: Edit) -> list[Address]:
     """Return the ways in which an edit's record asks for its fact."""
-    return [replace(_address(edit), prompt=prompt) for prompt in (edit.prompt, *edit.rephrase)]
+    return [replace(Address.of(edit), prompt=prompt) for prompt in (edit.prompt, *edit.rephrase)]
 
 
 def _chat_frame(lm: LanguageModel) -> str:
