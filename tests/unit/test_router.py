@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from everedit.engine import relation
 from everedit.engine.mentions import Mentions, words_of
-from everedit.engine.relation import SHIPPED, RelationMetric, built_in_relations, built_in_wordings
+from everedit.engine.relation import SHIPPED, RelationMetric, built_in_relations
 from everedit.engine.router import Address, Router, asking_part
 from everedit.methods.marginalia import MarginaliaConfig
 from everedit.models.sentences import SentenceEncoder
@@ -54,9 +54,11 @@ def test_a_metric_is_learned_once_and_anew_when_the_way_of_learning_changes(
     own_cache: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(relation, "_STEPS", 3)
+    few = built_in_relations()[:12]
+    monkeypatch.setattr(relation, "built_in_relations", lambda: few)
     asked = [("it was born in", "Where was it born?"), ("it costs", "What is it sold for?")]
     first = RelationMetric.known(asked, encoder(), ALLOWED)
-    assert len(first.keys) == len(built_in_wordings()) + 4
+    assert len(first.keys) == len(first.owners) == sum(map(len, few)) + 4
     learning: list[int] = []
     theirs = RelationMetric.of_texts
 
@@ -69,6 +71,8 @@ def test_a_metric_is_learned_once_and_anew_when_the_way_of_learning_changes(
     assert learning == []
     assert torch.equal(again.weight, first.weight)
     assert torch.equal(again.keys, first.keys)
+    assert torch.equal(again.owners, first.owners)
+    assert (again.distinct, int(again.owners[-1])) == (12, 13)
     assert again.limit == first.limit
     monkeypatch.setattr(relation, "_STEPS", 4)
     assert not torch.equal(RelationMetric.known(asked, encoder(), ALLOWED).weight, first.weight)
@@ -157,6 +161,48 @@ def test_relations_are_told_apart() -> None:
     assert separation(metric.project(embedded(unseen)[0]), embedded(unseen)[1]) > 0.9
     likeness, apart = metric.project(known) @ metric.project(known).T, owners[:, None] != owners
     assert float((likeness >= metric.limit)[apart].float().mean()) == pytest.approx(ALLOWED, rel=0.2)
+
+
+def test_texts_near_two_known_relations_are_apart_however_alike_they_look() -> None:
+    metric = shipped()
+
+    def key(text: str) -> torch.Tensor:
+        return metric.project(encoder().embed([text]))[0]
+
+    mother, father = key("The name of the mother of it is"), key("The name of the father of it is")
+    assert float(mother @ father) >= metric.limit
+    assert metric.apart(mother, father[None]).tolist() == [True]
+    assert metric.apart(mother, mother[None]).tolist() == [False]
+    assert metric.apart(mother, father[None][:0]).tolist() == []
+    # Of what nobody wrote down nothing is known.
+    assert metric.apart(mother, key("The weather today is")[None]).tolist() == [False]
+
+
+def test_apart_is_what_its_definition_says_pair_by_pair() -> None:
+    metric, random = shipped(), torch.Generator().manual_seed(0)
+    chosen = torch.randperm(len(metric.keys), generator=random)[:24]
+    owners, noise = metric.owners[chosen], 0.05 * torch.randn(24, metric.keys.shape[1], generator=random)
+    texts = torch.nn.functional.normalize(metric.keys[chosen] + noise, dim=1)
+    groups = [metric.keys[metric.owners == number] for number in range(metric.distinct)]
+    found = []
+    for one in range(24):
+        of_one = [float((group @ texts[one]).max()) for group in groups]
+        for other in range(24):
+            of_other = [float((group @ texts[other]).max()) for group in groups]
+            certain = min(max(of_one), max(of_other))
+            together = max(map(min, of_one, of_other))
+            found.append(certain >= relation._CERTAIN and certain >= together + relation._CLEARLY)
+            # Many at once are as one alone.
+            assert bool(metric.apart(texts[one], texts)[other]) == found[-1]
+            assert not (found[-1] and owners[one] == owners[other])
+    assert any(found)
+
+
+def test_a_note_about_the_mother_does_not_answer_for_the_father() -> None:
+    mother = ("Elin Marrow", "The name of the mother of Elin Marrow is")
+    father = ("Elin Marrow", "The name of the father of Elin Marrow is")
+    assert router(mother).routes([father[1]])[0].note == -1
+    assert [route.note for route in router(mother, father).routes([mother[1], father[1]])] == [0, 1]
 
 
 def separation(vectors: torch.Tensor, owners: torch.Tensor) -> float:

@@ -3,7 +3,8 @@
 A sentence encoder puts texts together that share their topic; "{} was born in" and "{} died in" are neighbours there.
 The map W (d, p) is learned from ways to ask for the same relation by the contrastive loss of InfoNCE (van den Oord et
 al., 2018, equation 4, over cosines); subjects are masked in all texts. The limit is the cosine that pairs of
-different relations rarely reach.
+different relations rarely reach. One limit for all does not tell neighbours such as mother and father apart: texts
+that both lie close to known ones, of relations known to be different, are apart whatever their cosine.
 """
 
 from __future__ import annotations
@@ -37,6 +38,10 @@ _SHARPNESS = 20.0
 _DISTINCT_SHARE = 0.2
 # Unlike texts that an encoder sets this close may well ask for the same thing, though nobody says so.
 _PERHAPS_THE_SAME = 0.85
+# Behind the map: how close to a known way to ask a text certainly asks for that, and by how much closer than to one
+# and the same relation two texts lie to two.
+_CERTAIN, _CLEARLY = 0.8, 0.05
+_AT_ONCE = 256
 
 
 def built_in_relations() -> tuple[tuple[str, ...], ...]:
@@ -59,16 +64,39 @@ def _templates() -> tuple[tuple[str, ...], ...]:
 class RelationMetric:
     """The map ``weight`` (d, p) and the least cosine behind it, ``limit``, of texts that ask for the same thing.
 
-    ``keys`` (n, p) are the texts that it was learned from, mapped.
+    ``keys`` (n, p) are the texts that it was learned from, mapped, and ``owners`` (n,) the number of each one's group;
+    those of the first ``distinct`` groups are known to ask for different things.
     """
 
     weight: Tensor
     limit: float
     keys: Tensor
+    owners: Tensor
+    distinct: int
 
     def project(self, embeddings: Tensor) -> Tensor:
         """Return embeddings (n, d) mapped to unit vectors (n, p), a product of two of which is their likeness."""
         return F.normalize(embeddings @ self.weight.to(embeddings), dim=-1)
+
+    def apart(self, one: Tensor, others: Tensor) -> Tensor:
+        """Return whether a text (p,), mapped, is known to ask for something else than each of ``others`` (n, p).
+
+        Both must lie close to relations known to be different, and no group of texts may hold both nearly as well.
+        """
+        mine, found = self._likeness(one[None]), [torch.zeros(0, dtype=torch.bool)]
+        for part in others.split(_AT_ONCE):
+            theirs = self._likeness(part)
+            together = torch.minimum(mine, theirs).amax(1)
+            certain = torch.minimum(mine[:, : self.distinct].amax(1), theirs[:, : self.distinct].amax(1))
+            found.append((certain >= _CERTAIN) & (certain >= together + _CLEARLY))
+        return torch.cat(found)
+
+    def _likeness(self, texts: Tensor) -> Tensor:
+        """Return each text's likeness to the nearest text of each group, (n, groups)."""
+        groups = int(self.owners[-1]) + 1
+        found = torch.full((len(texts), groups), -1.0)
+        owners = self.owners.expand(len(texts), -1)
+        return found.scatter_reduce(1, owners, texts.cpu() @ self.keys.T, "amax")
 
     @classmethod
     def known(cls, more: Sequence[Sequence[str]], encoder: SentenceEncoder, allowed: float) -> RelationMetric:
@@ -99,7 +127,7 @@ class RelationMetric:
         groups = [*distinct, *more]
         owners = [number for number, group in enumerate(groups) for _ in group]
         embeddings = embed([text for group in groups for text in group]).cpu()
-        return cls.learned(embeddings, owners, distinct=sum(map(len, distinct)), allowed=allowed)
+        return cls.learned(embeddings, owners, distinct=len(distinct), allowed=allowed)
 
     @staticmethod
     def provenance(
@@ -118,15 +146,15 @@ class RelationMetric:
     def kept(cls, file: Path, provenance: Mapping[str, Any]) -> RelationMetric | None:
         """Return what was learned and kept in a file; None if it was learned from anything else."""
         tensors, info = load_tensors(file)
-        if "keys" not in tensors or any(info.get(name) != value for name, value in provenance.items()):
+        if "owners" not in tensors or any(info.get(name) != value for name, value in provenance.items()):
             return None
-        return cls(tensors["weight"].float(), float(info["limit"]), tensors["keys"].float())
+        weight, keys = tensors["weight"].float(), tensors["keys"].float()
+        return cls(weight, float(info["limit"]), keys, tensors["owners"].long(), int(info["distinct"]))
 
     def keep(self, file: Path, provenance: Mapping[str, Any]) -> None:
         """Write what was learned, and from what."""
-        save_tensors(
-            file, {"weight": self.weight.half(), "keys": self.keys.half()}, {"limit": self.limit, **provenance}
-        )
+        tensors = {"weight": self.weight.half(), "keys": self.keys.half(), "owners": self.owners.int()}
+        save_tensors(file, tensors, {"limit": self.limit, "distinct": self.distinct, **provenance})
 
     @classmethod
     def learned(
@@ -134,28 +162,29 @@ class RelationMetric:
     ) -> RelationMetric:
         """Learn from embedded texts (n, d), of which those with the same group number ask for the same thing.
 
-        The groups of the first ``distinct`` texts are known to ask for different things: a share ``allowed`` of the
-        pairs across them may reach the limit.
+        Groups are numbered in the order of their texts. The first ``distinct`` are known to ask for different things:
+        a share ``allowed`` of the pairs across them may reach the limit.
         """
         owners = torch.tensor(groups)
+        first = int((owners < distinct).sum())
         random = torch.Generator().manual_seed(seed)
         weight = torch.empty(embeddings.shape[1], min(_WIDTH, embeddings.shape[1]))
         torch.nn.init.orthogonal_(weight, generator=random)
         weight.requires_grad_()
         optimiser = torch.optim.Adam([weight], lr=_RATE)
-        pairs = _Batches(owners, distinct)
+        pairs = _Batches(owners, first)
         with torch.enable_grad():
             for _ in range(_STEPS):
                 left, right = pairs.drawn(_BATCH, random)
-                loss = _contrast(embeddings, owners, distinct, weight, left, right)
+                loss = _contrast(embeddings, owners, first, weight, left, right)
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()
                 optimiser.step()
         # As it is kept.
         rounded = weight.detach().half().float()
         keys = F.normalize(embeddings @ rounded, dim=-1)
-        limit = _limit(keys[:distinct], owners[:distinct], allowed, random)
-        return cls(rounded, limit, keys.half().float())
+        limit = _limit(keys[:first], owners[:first], allowed, random)
+        return cls(rounded, limit, keys.half().float(), owners, distinct)
 
 
 class _Batches:

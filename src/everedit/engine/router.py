@@ -120,16 +120,21 @@ class Router:
         return found
 
     def _compared(self, query: _Query, embedding: Tensor, own: Tensor) -> Route:
-        notes = torch.tensor(query.notes)
         free = not self._addresses[query.notes[0]].names
         keys, one = (self._embeddings, embedding) if free else (self._keys, own)
-        likeness = keys[notes.to(keys.device)] @ one.to(keys)
-        best = int(likeness.argmax())
-        if float(likeness[best]) < (self._strict if free else self._limit):
+        keys = keys[torch.tensor(query.notes, device=keys.device)]
+        likeness = keys @ one.to(keys)
+
+        def possible(chosen: Tensor) -> Tensor:
+            numbers = chosen.nonzero()[:, 0]
+            return numbers if free else numbers[~self._metric.apart(own, keys[numbers]).to(numbers.device)]
+
+        passed = possible(likeness >= (self._strict if free else self._limit))
+        if not len(passed):
             return Route(-1, 0, 0.0)
+        best = passed[likeness[passed].argmax()]
         # Those that ask for the same thing as the best one: the last of them was written last.
-        alike = keys[notes.to(keys.device)] @ keys[notes[best]]
-        newest = int((alike >= _SAME).nonzero()[-1])
+        newest = int(possible(keys @ keys[best] >= _SAME)[-1])
         return Route(query.notes[newest], query.at, float(likeness[best]))
 
     def _queries(self, number: int, prompt: str) -> list[_Query]:
