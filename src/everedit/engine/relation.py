@@ -83,20 +83,20 @@ class RelationMetric:
 
         Both must lie close to relations known to be different, and no group of texts may hold both nearly as well.
         """
-        mine, found = self._likeness(one[None]), [torch.zeros(0, dtype=torch.bool)]
-        for part in others.split(_AT_ONCE):
-            theirs = self._likeness(part)
-            together = torch.minimum(mine, theirs).amax(1)
-            certain = torch.minimum(mine[:, : self.distinct].amax(1), theirs[:, : self.distinct].amax(1))
+        first, mine = int((self.owners < self.distinct).sum()), self.keys @ one.cpu()
+        surest = mine[:first].amax()
+        if surest < _CERTAIN:
+            return torch.zeros(len(others), dtype=torch.bool)
+        groups = torch.full((int(self.owners[-1]) + 1,), -1.0).scatter_reduce(0, self.owners, mine, "amax")
+        # A group farther from the one text than this could not hold both well enough.
+        near = (groups >= _CERTAIN - _CLEARLY)[self.owners].nonzero()[:, 0]
+        near_keys, near_mine = self.keys[near], groups[self.owners[near]]
+        found = [torch.zeros(0, dtype=torch.bool)]
+        for part in others.cpu().split(_AT_ONCE):
+            together = torch.minimum(near_mine, part @ near_keys.T).amax(1)
+            certain = (part @ self.keys[:first].T).amax(1).clamp_max(surest)
             found.append((certain >= _CERTAIN) & (certain >= together + _CLEARLY))
         return torch.cat(found)
-
-    def _likeness(self, texts: Tensor) -> Tensor:
-        """Return each text's likeness to the nearest text of each group, (n, groups)."""
-        groups = int(self.owners[-1]) + 1
-        found = torch.full((len(texts), groups), -1.0)
-        owners = self.owners.expand(len(texts), -1)
-        return found.scatter_reduce(1, owners, texts.cpu() @ self.keys.T, "amax")
 
     @classmethod
     def known(cls, more: Sequence[Sequence[str]], encoder: SentenceEncoder, allowed: float) -> RelationMetric:

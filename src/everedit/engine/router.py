@@ -134,7 +134,7 @@ class Router:
             return Route(-1, 0, 0.0)
         best = passed[likeness[passed].argmax()]
         # Those that ask for the same thing as the best one: the last of them was written last.
-        newest = int(possible(keys @ keys[best] >= _SAME)[-1])
+        newest = int(best) if len(keys) == 1 else int(possible(keys @ keys[best] >= _SAME)[-1])
         return Route(query.notes[newest], query.at, float(likeness[best]))
 
     def _queries(self, number: int, prompt: str) -> list[_Query]:
