@@ -11,7 +11,6 @@ other one comes into play is checked at every pass.
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from everedit.data.contradictions import contradicted_by
 from everedit.edit import Edit
 from everedit.editor import Editor
 from everedit.engine.margin import Book, Margin
+from everedit.engine.mentions import Mentions
 from everedit.engine.router import Address
 from everedit.engine.state import State
 from everedit.evaluation import Baseline, Evaluator
@@ -64,7 +64,8 @@ class Measured:
     uncontradicted: dict[str, dict[str, float | None]]
     kept: int
     others: int
-    milliseconds: float
+    named: int
+    routed: int
     bytes_a_note: float
 
 
@@ -101,10 +102,11 @@ class LongBook:
         book = self.book.joined(Book.written(empty, keys.cpu(), addresses)) if extra else self.book
         margin = self._margin(book)
         prompts = list(dict.fromkeys(prompt for edit in self.edits for prompt, _ in self.evaluator.probes(edit)))
-        start = time.perf_counter()
-        routes = margin.router.routes(prompts)
-        milliseconds = 1000 * (time.perf_counter() - start) / len(prompts)
-        wanted = sorted({route.note for route in routes if route.note >= mine})
+        routes = dict(zip(prompts, margin.router.routes(prompts), strict=True))
+        wanted = sorted({route.note for route in routes.values() if route.note >= mine})
+        subjects = Mentions((edit.subject, note) for note, edit in enumerate([*self.edits, *extra]) if edit.subject)
+        asked = [probe.prompt for edit in self.edits for probe in edit.locality]
+        named, routed = sum(bool(subjects.find(prompt)) for prompt in asked), sum(routes[p].note >= 0 for p in asked)
         self._learn([note for note in wanted if note not in self.found])
         vectors = book.notes.clone()
         for note in wanted:
@@ -117,7 +119,7 @@ class LongBook:
         later = contradicted_by([*self.edits, *extra])[:mine]
         kept = [score for score, place in zip(scores, later, strict=True) if place is None]
         size = sum(tensor.numel() * tensor.element_size() for tensor in book.state().tensors.values()) / notes
-        return Measured(notes, average(scores), average(kept), len(kept), len(wanted), milliseconds, size)
+        return Measured(notes, average(scores), average(kept), len(kept), len(wanted), named, routed, size)
 
     def _margin(self, book: Book) -> Margin:
         margin = self.editor.method.memory(self.editor.bench, book.state())
@@ -150,8 +152,7 @@ def page(found: Sequence[Measured], edits: int) -> str:
         f"Marginalia's book of the first {edits:,} edits of CounterFact ([marginalia.md](marginalia.md)), with the",
         "notes of other edits written behind them, and the scores of those first edits then. Of the others only those",
         "notes are learned to which one of the prompts goes: of one that no prompt goes to the address is all that",
-        "counts. Edits that a later one contradicts are left out of the second group. The time is the router's for",
-        "one of the prompts, all asked together; the size is the book's, without compression.",
+        "counts. Edits that a later one contradicts are left out of the second group.",
     ]
     for heading, part in (("all", "means"), ("not contradicted later", "uncontradicted")):
         for protocol in found[0].means:
@@ -161,9 +162,11 @@ def page(found: Sequence[Measured], edits: int) -> str:
                 scores = getattr(one, part)[protocol]
                 count = edits if part == "means" else one.kept
                 lines.append(f"| {one.notes:,} | {count} | {' | '.join(f'{scores[name]:.3f}' for name in METRICS)} |")
-    lines += ["", "| notes | of them others that a prompt goes to | routing, ms a prompt | bytes a note |"]
-    lines.append("|---:|---:|---:|---:|")
-    lines += [f"| {one.notes:,} | {one.others} | {one.milliseconds:.2f} | {one.bytes_a_note:,.0f} |" for one in found]
+    lines += ["", "| notes | other edits' notes that a prompt goes to | locality prompts that name a note's subject | "]
+    lines[-1] += "locality prompts that go to a note | bytes a note |"
+    lines.append("|---:|---:|---:|---:|---:|")
+    for one in found:
+        lines.append(f"| {one.notes:,} | {one.others} | {one.named} | {one.routed} | {one.bytes_a_note:,.0f} |")
     return "\n".join(lines) + "\n"
 
 

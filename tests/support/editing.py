@@ -17,7 +17,7 @@ from tests.support import facts
 from tests.support.loading import fresh
 from tests.support.training import TRAINED, checkpoint
 
-_TARGET: dict[str, Any] = {"steps": 30, "weight_decay": 0.0, "clamp": 10.0, "kl": 0.0, "stop_loss": 0.05}
+_TARGET: dict[str, Any] = {"steps": 30, "weight_decay": 0.0, "clamp": 10.0, "kl": 0.0, "stop_loss": 0.1}
 _SHARED = {"target": _TARGET, "contexts": [[6, 2]]}
 
 METHOD_SETTINGS: dict[str, dict[str, Any]] = {

@@ -25,8 +25,8 @@ CASES = Path(__file__).parents[1] / "data" / "routing_cases.jsonl"
 ALLOWED = MarginaliaConfig().allowed
 # What was right when this was written; better is welcome (docs/results/marginalia.md says what is hard, and why).
 FLOORS = {
-    "paraphrase": 0.8, "same-subject-other-relation": 0.5, "other-subject-same-relation": 1.0,
-    "two-edited-subjects": 0.8, "several-notes-one-subject": 0.55, "contradiction": 0.75, "alias-or-case": 0.85,
+    "paraphrase": 0.8, "same-subject-other-relation": 0.8, "other-subject-same-relation": 1.0,
+    "two-edited-subjects": 0.8, "several-notes-one-subject": 0.75, "contradiction": 0.8, "alias-or-case": 0.85,
     "long-context": 0.7, "part-of-another-name": 0.8, "several-sentences": 0.85, "subject-free": 0.6,
 }  # fmt: skip
 
