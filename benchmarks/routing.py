@@ -200,8 +200,8 @@ def page(columns: dict[str, dict[str, dict[str, Rate]]], times: dict[int, tuple[
         "to none where none is. Its measure of likeness is learned from built-in relations, or also from the rephrased",
         "prompts of zsre/train and counterfact/train. In brackets: to any note of the right subject, of which several",
         "may ask for the same thing in other words; the newest answers. The built-in relations hold KnowEdit's way to",
-        'ask for a dozen of its relations ("The name of the employer of X is"); without those wordings its 3,206 prompts',
-        "about another relation came to 0.949 and 0.959.",
+        'ask for a dozen of its relations ("The name of the employer of X is"); without those wordings its 3,206',
+        "prompts about another relation came to 0.949 and 0.959.",
     ]
     for section in next(iter(columns.values())):
         lines += ["", f"| {section} | prompts | {' | '.join(columns)} |", "|---|---:|" + "---:|" * len(columns)]
