@@ -2,7 +2,8 @@
 
     python -m benchmarks.long_book RUN --data DATA_FOLDER [--notes 1000 10000] [--out docs/results/long_book.md]
 
-RUN is the folder of a finished run on counterfact/edit; the other edits are the records behind its own, of that file,
+RUN is the folder of a finished run on counterfact/edit (python -m benchmarks.sweep_pages marginalia makes one in
+.benchmarks/sweeps/marginalia/cells); the other edits are the records behind its own, of that file,
 of counterfact/val and, for as many as are missing then, of counterfact/train. Of a note to which no prompt goes nothing
 but its address can matter, so only those of the other notes are learned to which one of the prompts asked goes; that no
 other one comes into play is checked at every pass.
@@ -152,7 +153,7 @@ def page(found: Sequence[Measured], edits: int) -> str:
         f"Marginalia's book of the first {edits:,} edits of CounterFact ([marginalia.md](marginalia.md)), with the",
         "notes of other edits written behind them, and the scores of those first edits then. Of the others only those",
         "notes are learned to which one of the prompts goes: of one that no prompt goes to the address is all that",
-        "counts. Edits that a later one contradicts are left out of the second group.",
+        "counts. Edits that a later one contradicts are left out of the second group. RUN is that page's run.",
     ]
     for heading, part in (("all", "means"), ("not contradicted later", "uncontradicted")):
         for protocol in found[0].means:

@@ -43,12 +43,12 @@ def _routed(lm: LanguageModel) -> Iterator[Row]:
     editor = Editor(lm, "marginalia")
     random = torch.Generator().manual_seed(0)
     encoder = SentenceEncoder(PACKAGED)
-    for said, names in (("no prompt names a subject", "Quillon Varga"), ("every prompt goes to a note", "")):
+    # A note without a subject is about its whole sentence.
+    for said, routed in (("no prompt names a subject", []), ("every prompt goes to a note", PROMPTS)):
         for edits in EDITS:
-            addresses = [Address((f"{names}-{number}",), f"{names}-{number} was born in") for number in range(edits)]
-            if not names:
-                # Without a subject, a note is about the sentence.
-                addresses[-len(PROMPTS) :] = [Address((), prompt) for prompt in PROMPTS]
+            names = [f"Quillon Varga-{number}" for number in range(max(0, edits - len(routed)))]
+            addresses = [Address((name,), f"{name} was born in") for name in names]
+            addresses += [Address((), prompt) for prompt in routed]
             vectors = 1e-6 * torch.randn(len(addresses), lm.layout.hidden_size, generator=random)
             keys = encoder.embed([address.key() for address in addresses])
             memory = editor.method.memory(editor.bench, Book.written(vectors, keys, addresses).state())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections import defaultdict
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from everedit.models.sentences import SentenceEncoder
 
 CASES = Path(__file__).parents[1] / "data" / "routing_cases.jsonl"
 ALLOWED = MarginaliaConfig().allowed
-# What was right when this was written; better is welcome (docs/results/marginalia.md says what is hard, and why).
+# What was right when this was written; better is welcome (docs/results/routing.md has them kind by kind).
 FLOORS = {
     "paraphrase": 0.8, "same-subject-other-relation": 0.8, "other-subject-same-relation": 1.0,
     "two-edited-subjects": 0.8, "several-notes-one-subject": 0.75, "contradiction": 0.8, "alias-or-case": 0.85,
@@ -178,23 +179,36 @@ def test_texts_near_two_known_relations_are_apart_however_alike_they_look() -> N
     assert metric.apart(mother, key("The weather today is")[None]).tolist() == [False]
 
 
-def test_apart_is_what_its_definition_says_pair_by_pair() -> None:
+def test_texts_that_one_group_holds_are_not_apart() -> None:
+    metric = shipped()
+    one, other = metric.keys[metric.owners == 0][0], metric.keys[metric.owners == 1][0]
+    assert metric.apart(one, other[None]).tolist() == [True]
+    # As records say of two prompts that they ask for the same, though built-in relations tell them apart.
+    owners = torch.cat([metric.owners, metric.owners[-1:] + 1, metric.owners[-1:] + 1])
+    taught = replace(metric, keys=torch.cat([metric.keys, one[None], other[None]]), owners=owners)
+    assert taught.apart(one, other[None]).tolist() == [False]
+
+
+@pytest.mark.parametrize("distinct", [None, 200])
+def test_apart_is_what_its_definition_says_pair_by_pair(distinct: int | None) -> None:
+    """Also where only the first groups are known to be different."""
     metric, random = shipped(), torch.Generator().manual_seed(0)
+    metric = replace(metric, distinct=distinct or metric.distinct)
     chosen = torch.randperm(len(metric.keys), generator=random)[:24]
     owners, noise = metric.owners[chosen], 0.05 * torch.randn(24, metric.keys.shape[1], generator=random)
     texts = torch.nn.functional.normalize(metric.keys[chosen] + noise, dim=1)
-    groups = [metric.keys[metric.owners == number] for number in range(metric.distinct)]
+    groups = [metric.keys[metric.owners == number] for number in range(int(metric.owners[-1]) + 1)]
     found = []
     for one in range(24):
         of_one = [float((group @ texts[one]).max()) for group in groups]
         for other in range(24):
             of_other = [float((group @ texts[other]).max()) for group in groups]
-            certain = min(max(of_one), max(of_other))
+            certain = min(max(of_one[: metric.distinct]), max(of_other[: metric.distinct]))
             together = max(map(min, of_one, of_other))
             found.append(certain >= relation._CERTAIN and certain >= together + relation._CLEARLY)
-            # Many at once are as one alone.
-            assert bool(metric.apart(texts[one], texts)[other]) == found[-1]
             assert not (found[-1] and owners[one] == owners[other])
+        # More than are compared at once.
+        assert metric.apart(texts[one], texts.repeat(12, 1)).tolist() == 12 * found[-24:]
     assert any(found)
 
 

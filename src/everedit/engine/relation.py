@@ -79,7 +79,7 @@ class RelationMetric:
         return F.normalize(embeddings @ self.weight.to(embeddings), dim=-1)
 
     def apart(self, one: Tensor, others: Tensor) -> Tensor:
-        """Return whether a text (p,), mapped, is known to ask for something else than each of ``others`` (n, p).
+        """Return whether a text (p,), mapped, is known to ask for something else than each of ``others`` (n, p): (n,).
 
         Both must lie close to relations known to be different, and no group of texts may hold both nearly as well.
         """
