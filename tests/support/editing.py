@@ -67,6 +67,11 @@ POLICY_SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
 BASE_MODE: dict[str, Any] = {"lam": 1e-4, "start": "base"}
 
 
+def unstopped(method: str, **target: Any) -> dict[str, Any]:
+    """Return this page's settings for a method, but for a value optimisation that makes all of its steps."""
+    return {**METHOD_SETTINGS[method], "target": {**_TARGET, "stop_loss": 0.0, **target}}
+
+
 def home_town(person: int, target: str | None = None, **more: Any) -> Edit:
     """Return an edit whose subject ends the prompt.
 

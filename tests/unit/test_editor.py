@@ -19,7 +19,7 @@ from everedit.methods.rome import Rome
 from everedit.models import load_model
 from everedit.models.layout import oriented
 from everedit.patch import LowRank, Patch
-from tests.support.editing import BASE_MODE, home_town, losses, make_editor, probes
+from tests.support.editing import BASE_MODE, home_town, losses, make_editor, probes, unstopped
 from tests.support.loading import bits, fresh, hooks_left, same_bits
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -150,7 +150,8 @@ def test_edits_made_on_the_current_model_do_depend_on_what_came_before(corpus_pa
     norms = {}
     for start in ("base", "current"):
         settings = {"lam": 1e-4, "start": start}
-        editor = make_editor("llama", corpus_path, policy="simie", policy_settings=settings)
+        options = {"policy_settings": settings, "method_settings": unstopped("memit", steps=8)}
+        editor = make_editor("llama", corpus_path, policy="simie", **options)
         alone = editor.method.targets(editor.bench, [second])[0]
         editor.edit(first, score=False)
         probability = editor.edit(second, score=False).commits[0].target_probability

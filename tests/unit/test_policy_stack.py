@@ -21,10 +21,11 @@ from everedit.engine.target import Target
 from everedit.errors import EditError, NotApplicable, UnknownName
 from everedit.experiments.folder import RunFolder
 from everedit.experiments.run import Silent
+from everedit.models import LanguageModel
 from everedit.patch import Dense, Patch, load_tensors
 from everedit.policies import Policy, PolicyConfig, Stack, Step, make_policy, policy_class
 from everedit.policies._base import STAGES
-from tests.support.editing import METHOD_SETTINGS, home_town, losses, make_editor
+from tests.support.editing import METHOD_SETTINGS, home_town, losses, make_editor, unstopped
 from tests.support.loading import bits, fresh, hooks_left, same_bits
 from tests.support.running import records, rows_of, run_config, write_records
 
@@ -202,8 +203,13 @@ def test_bad_settings_say_whose_they_are(names: str, settings: dict[str, Any], k
 def test_a_stack_edits_goes_back_and_goes_on_bit_for_bit(
     family: str, names: str, dtype: str, corpus_path: Path, tmp_path: Path
 ) -> None:
+    def edited(lm: LanguageModel, names: str) -> Editor:
+        # All steps of the values' optimisation, so that an edit is large enough for PRUNE to restrain.
+        options = {"policy_settings": settings_of(names), "method_settings": unstopped("memit")}
+        return make_editor(lm, corpus_path, "memit", names, **options)
+
     def opened() -> Editor:
-        return make_editor(fresh(family, dtype), corpus_path, "memit", names, policy_settings=settings_of(names))
+        return edited(fresh(family, dtype), names)
 
     editor, edits = opened(), [home_town(person) for person in (0, 10, 20)]
     before, unedited = bits(editor.lm), losses(editor.lm, edits)
@@ -236,7 +242,7 @@ def test_a_stack_edits_goes_back_and_goes_on_bit_for_bit(
     # Each policy has had a hand in it: without any one of them the first edit leaves other bits.
     for name in names.split("+"):
         rest = "+".join(other for other in names.split("+") if other != name)
-        less = make_editor(editor.lm, corpus_path, "memit", rest, policy_settings=settings_of(rest))
+        less = edited(editor.lm, rest)
         less.edit(edits[0], score=False)
         assert not same_bits(editor.lm, after[0]), f"{name} does nothing here"
         less.reset()
