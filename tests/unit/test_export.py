@@ -455,7 +455,7 @@ for instant in range(30):
     if not child:
         for number in range(1000):
             export(source, ["merged", "peft", "gguf"][(instant + number) % 3], out / f"{instant}-{number}")
-            print(f"{instant}-{number}", flush=True)
+            os.write(1, f"{instant}-{number}\\n".encode())  # at once: a line is whole or not there
     time.sleep(order.uniform(0.01, 0.25))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
