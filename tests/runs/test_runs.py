@@ -107,11 +107,24 @@ def test_there_is_a_row_for_each_edit_and_each_checkpoint(whole: Whole) -> None:
     )
 
 
+class Listening(Silent):
+    """Keeps what it is told of steps."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[int, str]] = []
+
+    def step(self, done: int, note: str = "") -> None:
+        self.steps.append((done, note))
+
+
 def test_what_is_not_asked_right_after_an_edit_is_asked_at_checkpoints_all_the_same(
     whole: Whole, tmp_path: Path
 ) -> None:
     config, out, summary = whole
-    found = experiments.start(config.model_copy(update={"immediate": (TOKENS,)}), tmp_path / "few")
+    reporter = Listening()
+    found = experiments.start(config.model_copy(update={"immediate": (TOKENS,)}), tmp_path / "few", reporter=reporter)
+    # Before each checkpoint's scores, which may take longer than the edits, it is said what takes so long.
+    assert [done for done, note in reporter.steps if note.startswith("scoring")] == [0, 2, N_EDITS - 1]
     for ours, theirs in zip(rows_of(tmp_path / "few"), rows_of(out), strict=True):
         if ours["kind"] == "edit":
             assert ours["immediate"] == {TOKENS: theirs["immediate"][TOKENS]}

@@ -189,6 +189,7 @@ class _Run:
             if self.config.single:
                 self._take_back(immediate)
             elif any(first <= mark <= n for mark in (*self.config.checkpoints, len(self.edits))):
+                self.reporter.step(first - 1, "scoring all so far")
                 self._checkpoint(n)
             self.folder.save_state(self.editor.state(), n)
             self.reporter.step(n, self._running())
