@@ -58,7 +58,7 @@ ONE_STEP = {"kn", "pmet", "ultraedit"}
 
 POLICY_SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
     "simie": ({"lam": 1e-4, "start": "current"}, {"lam": 1e-4, "start": "base"}),
-    "nas": ({"samples": 6, "enlarge": False, "skip_beyond": 100.0},),
+    "nas": ({"samples": 3, "enlarge": False, "skip_beyond": 100.0},),
     "rect": ({"keep": 0.6},),
     "prune": ({"function": "log1_2", "cap": True},),
 }
