@@ -16,7 +16,7 @@ from everedit.experiments.config import RunConfig
 from everedit.experiments.scoring import make_evaluator
 from everedit.models import LanguageModel
 
-__all__ = ["Plan", "make_plan"]
+__all__ = ["Plan", "make_plan", "tokens_a_second"]
 
 _SAMPLE_EDITS = 16
 _PROBE_TOKENS = 128
@@ -49,13 +49,13 @@ class Plan:
         return asdict(self)
 
 
-def make_plan(config: RunConfig, editor: Editor) -> Plan:
-    """Return the plan of a run without running it; one short forward pass is timed."""
+def make_plan(config: RunConfig, editor: Editor, rate: float | None = None) -> Plan:
+    """Return the plan of a run without running it; one short forward pass is timed unless ``rate`` is known."""
     lm, method = editor.lm, editor.method
     loaded = load_edits(config.data, config.data_path, keep_contradictions=config.contradictions == "keep")
     data_set(loaded.name).require_protocols(loaded.name, config.protocols, FOR_ANY_DATA)
     edits = loaded.edits[: config.edits]
-    rate = _tokens_a_second(lm)
+    rate = tokens_a_second(lm) if rate is None else rate
     layers = list(method.layers())
     missing = editor.bench.moments.missing(method.moment_layers())
     share = (max(missing) + 1) / lm.layout.n_layers if missing else 0.0
@@ -85,7 +85,8 @@ def make_plan(config: RunConfig, editor: Editor) -> Plan:
 
 
 @torch.no_grad()
-def _tokens_a_second(lm: LanguageModel) -> float:
+def tokens_a_second(lm: LanguageModel) -> float:
+    """Return how many tokens a second the model reads here, from one short forward pass."""
     ids = torch.zeros(4, _PROBE_TOKENS // 4, dtype=torch.long, device=lm.device)
     lm.states(input_ids=ids)
     start = time.perf_counter()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from everedit.errors import EvereditError
-from everedit.experiments.plan import Plan, make_plan
+from everedit.experiments.plan import Plan, make_plan, tokens_a_second
 from everedit.experiments.run import make_editor
 from everedit.experiments.sweeps.cells import Cell
 from everedit.models import LanguageModel, load_model
@@ -36,7 +36,7 @@ def plan_sweep(cells: Sequence[Cell], kind: str = "run", reporter: Reporter | No
     found: list[tuple[Cell, Plan | None, str]] = []
     statistics: dict[str, float] = {}
     seconds = 0.0
-    loaded: tuple[tuple[str, str | None, str | None], LanguageModel] | None = None
+    loaded: tuple[tuple[str, str | None, str | None], LanguageModel, float] | None = None
     # Cells of one model together, so that no more than one is held.
     for number, cell in enumerate(sorted(cells, key=lambda cell: cell.config.model), start=1):
         config, plan, note = cell.config, None, cell.skipped
@@ -44,8 +44,9 @@ def plan_sweep(cells: Sequence[Cell], kind: str = "run", reporter: Reporter | No
             try:
                 which = (config.model, config.device, config.dtype)
                 if loaded is None or loaded[0] != which:
-                    loaded = which, load_model(config.model, device=config.device, dtype=config.dtype)
-                plan = make_plan(config, make_editor(loaded[1], config))
+                    lm = load_model(config.model, device=config.device, dtype=config.dtype)
+                    loaded = which, lm, tokens_a_second(lm)
+                plan = make_plan(config, make_editor(loaded[1], config), loaded[2])
             except EvereditError as error:
                 note = f"{type(error).__name__}: {error.what}"
         if plan is not None:
