@@ -34,7 +34,7 @@ from everedit.experiments.sweeps import (
 )
 from everedit.report.collect import results_of_run
 from everedit.report.sweep_figures import save
-from everedit.report.sweep_files import CELLS
+from everedit.report.sweep_files import CELLS, VALUES
 from everedit.report.tables import markdown
 
 SWEEPS = Path(__file__).parent / "sweeps"
@@ -113,6 +113,11 @@ def make(name: str, sweep: SweepConfig, wanted: Sequence[Cell], jobs: int, minut
     except RunFolderError:
         manifest = Manifest(sweep.title, sweep.kind, tuple(wanted), 1, sweep.untouched, str(Path.cwd()), source)
         folder = SweepFolder.create(place, manifest)
+    # Sweeps over the same records want the same values.
+    values = place / VALUES
+    if not values.exists():
+        (KEPT / VALUES).mkdir(exist_ok=True)
+        values.symlink_to((KEPT / VALUES).resolve(), target_is_directory=True)
     end = time.monotonic() + 60 * minutes if minutes else float("inf")
     told: set[str] = set()
 

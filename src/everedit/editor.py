@@ -17,7 +17,7 @@ from everedit.engine.keys import token_keys
 from everedit.engine.moments import Corpus, MomentStore
 from everedit.engine.settings import validated
 from everedit.engine.state import State
-from everedit.engine.target import Target
+from everedit.engine.target import FindTargets, Target
 from everedit.engine.weights import EditedWeights, Face, Snapshot
 from everedit.errors import EditError, EvereditError
 from everedit.evaluation import EditScores, Evaluator
@@ -60,13 +60,14 @@ class Editor:
         self.method: Method = kind(config.resolved(lm.layout))
         self.method.check(lm.layout)
         require_fitting(self.method, self.policy)
-        moments = MomentStore(lm, corpus or Corpus())
         self.evaluator = Evaluator(lm)
         self._weights = EditedWeights(lm, self.policy.read_out if self.policy.reads_out else None)
         self._memory = Attached(lm)
-        self.bench = Workbench(lm, moments, seed, self._weights.master, pool)
+        self.bench = Workbench(lm, MomentStore(lm, corpus or Corpus()), seed, self._weights.master, pool)
         self._method_state, self._policy_state = State(), State()
         self._pending: dict[str, Target] = {}
+        # What is found on the unedited model may come from where another run has found it.
+        self.find_targets: FindTargets = lambda edits: self.method.targets(self.bench, edits)
         self._prepared = False
 
     @classmethod
@@ -161,13 +162,12 @@ class Editor:
         self.prepare()
         with self._detached():
             try:
-                targets = self.method.targets(self.bench, edits)
+                targets = self.find_targets(edits)
             except EvereditError:
                 if len(edits) == 1:
                     raise
                 # One that cannot be made must not take the others with it.
-                edits = edits[:1]
-                targets = self.method.targets(self.bench, edits)
+                targets = self.find_targets(edits[:1])
         self._pending.update({edit.id: target for edit, target in zip(edits, targets, strict=False)})
 
     def _commit(self, edits: Sequence[Edit], scale: float = 1.0) -> Commit:

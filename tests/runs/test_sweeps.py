@@ -69,7 +69,7 @@ def test_a_cell_is_the_run_of_its_config(whole: SweepFolder, tmp_path: Path) -> 
 def test_cells_ask_the_unedited_model_once_and_a_damaged_copy_is_asked_again(
     whole: SweepFolder, tmp_path: Path
 ) -> None:
-    ours = tmp_path / "answers"
+    ours = tmp_path / "shared" / "answers"
     shutil.copytree(whole.path / "answers", ours)
     one, other = whole.manifest.cells
     [kept] = ours.iterdir()
@@ -80,11 +80,11 @@ def test_cells_ask_the_unedited_model_once_and_a_damaged_copy_is_asked_again(
     changed = json.loads(told)
     changed["readings"][0][-1] += 1.0
     kept.write_text(json.dumps(changed), encoding="utf-8")
-    experiments.start(one.config, tmp_path / "trusting", answers=ours)
+    experiments.start(one.config, tmp_path / "trusting", shared=ours.parent)
     assert json.loads((tmp_path / "trusting" / "base.json").read_bytes()) == changed
 
     kept.write_bytes(told[: len(told) // 2])
-    experiments.start(one.config, tmp_path / "again", answers=ours)
+    experiments.start(one.config, tmp_path / "again", shared=ours.parent)
     assert kept.read_bytes() == told
     same_results(whole.cell(one), tmp_path / "again")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar, cast
@@ -40,6 +40,11 @@ class Clock:
             self.seconds[name] += spent - self._inner.pop()
             if self._inner:
                 self._inner[-1] += spent
+
+    def add(self, seconds: Mapping[str, float]) -> None:
+        """Add time that was spent elsewhere."""
+        for name, spent in seconds.items():
+            self.seconds[name] += spent
 
     def take(self) -> dict[str, float]:
         """Return the seconds by phase since the last call, and start again at zero."""

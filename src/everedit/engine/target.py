@@ -8,8 +8,9 @@ positions that are scored (rome.md, cost; the plain form is the oracle in tests/
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -25,7 +26,7 @@ from everedit.models import LanguageModel
 from everedit.models.packed import packed
 from everedit.models.tokens import Encoded
 
-__all__ = ["Target", "TargetConfig", "optimise_rows", "optimise_targets"]
+__all__ = ["FindTargets", "Target", "TargetConfig", "optimise_rows", "optimise_targets", "value_settings"]
 
 
 class TargetConfig(BaseModel):
@@ -49,6 +50,11 @@ class TargetConfig(BaseModel):
     def merged(cls, published: Mapping[str, float], given: TargetConfig | None) -> TargetConfig:
         """Return the published settings of a family with those that a user gave on top."""
         return cls.model_validate({**published, **(given.model_dump(exclude_unset=True) if given else {})})
+
+
+def value_settings(layer: int, site: str, prefixes: Sequence[str], config: TargetConfig) -> dict[str, Any]:
+    """Return all that :func:`optimise_targets` depends on beside the model and the edits, as JSON-like values."""
+    return {"layer": layer, "site": site, "prefixes": list(prefixes), "config": config.model_dump(mode="json")}
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,10 @@ class Target:
     def value(self) -> Tensor:
         """The vector to write."""
         return self.origin + self.delta
+
+
+FindTargets = Callable[[Sequence[Edit]], list[Target]]
+"""What finds the values of edits on the model as it is."""
 
 
 def optimise_targets(

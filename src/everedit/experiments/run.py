@@ -20,6 +20,7 @@ from everedit.evaluation.metrics import mean
 from everedit.experiments.config import RunConfig
 from everedit.experiments.folder import RunFolder
 from everedit.experiments.kept_answers import KeptAnswers
+from everedit.experiments.kept_values import KeptValues
 from everedit.experiments.records import described, edit_row
 from everedit.experiments.scoring import Scoring
 from everedit.experiments.summary import summarise
@@ -27,6 +28,7 @@ from everedit.fitting import require_beneath
 from everedit.models import LanguageModel, load_model
 from everedit.models.memory import peak_memory_mb
 from everedit.policies import make_policy
+from everedit.report.sweep_files import ANSWERS, VALUES
 from everedit.reporting import Reporter, Silent
 
 __all__ = ["make_editor", "resume", "start"]
@@ -38,11 +40,12 @@ def start(
     *,
     reporter: Reporter | None = None,
     command: str = "",
-    answers: Path | None = None,
+    shared: Path | None = None,
 ) -> dict[str, Any]:
     """Run ``config`` into the new folder ``out`` and return the summary.
 
-    Runs that are given one folder for ``answers`` ask the unedited model only once what they all ask.
+    Runs that are given one ``shared`` folder ask the unedited model only once what they all ask of it, and find on it
+    only once the values that they all want.
     Raises :class:`EvereditError` before anything is computed if the config, the data or the folder will not do.
     """
     loaded = load_edits(config.data, config.data_path, keep_contradictions=config.contradictions == "keep")
@@ -54,19 +57,19 @@ def start(
             what="the file holds no edit that can be used", where=str(loaded.path), fix="see everedit data validate"
         )
     folder = RunFolder.create(out)
-    run = _Run(config, folder, reporter or Silent())
+    run = _Run(config, folder, reporter or Silent(), shared)
     run.load()
-    run.choose(loaded, answers)
+    run.choose(loaded)
     folder.write_json("config.json", described(config, run.editor, loaded, len(run.edits), command))
     run.save_choice()
     return run.go()
 
 
-def resume(out: Path, *, reporter: Reporter | None = None) -> dict[str, Any]:
+def resume(out: Path, *, reporter: Reporter | None = None, shared: Path | None = None) -> dict[str, Any]:
     """Go on with the run in ``out`` where it was interrupted; finished edits are not repeated."""
     folder = RunFolder.open(out)
     described = folder.read_json("config.json")
-    run = _Run(RunConfig.model_validate(described["run"]), folder, reporter or Silent())
+    run = _Run(RunConfig.model_validate(described["run"]), folder, reporter or Silent(), shared)
     run.load()
     if run.lm.fingerprint != described["model"]["fingerprint"]:
         raise EvereditError(
@@ -95,6 +98,7 @@ class _Run:
     config: RunConfig
     folder: RunFolder
     reporter: Reporter
+    shared: Path | None
     edits: list[Edit] = field(default_factory=list)
     lines: list[int] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -106,15 +110,18 @@ class _Run:
         self.lm = load_model(self.config.model, device=self.config.device, dtype=self.config.dtype)
         self.editor = make_editor(self.lm, self.config)
         self.editor.require_batches(self.config.batch)
+        if self.shared is not None:
+            self.editor.find_targets = KeptValues(self.shared / VALUES, self.editor).find
         self.scoring = Scoring(self.config, self.editor)
         self.editor.bench.moments.progress = lambda done, _: self.reporter.step(done)
 
-    def choose(self, loaded: Loaded, kept: Path | None) -> None:
+    def choose(self, loaded: Loaded) -> None:
         """Take edits in order until there are enough, setting aside those that do not fit or change nothing."""
         self.rejected = list(loaded.rejected)
         queue = list(zip(loaded.edits, loaded.lines, strict=True))
         if self.config.shuffle:
             random.Random(self.config.seed).shuffle(queue)
+        kept = None if self.shared is None else self.shared / ANSWERS
         stored, unedited = Baseline.empty(), KeptAnswers(kept, self.scoring.evaluator, self.config)
         self.reporter.stage("reading the unedited model's answers", self.config.edits)
         while queue and len(self.edits) < self.config.edits:

@@ -136,6 +136,12 @@ class Method(ABC):
         """
         return []
 
+    def values_depend_on(self, bench: Workbench) -> dict[str, Any]:
+        """Return JSON-like values of all that :meth:`targets` depends on beside the model and the edits: methods that
+        agree in it find the same.
+        """
+        return {"method": self.name, "settings": self.config.model_dump(mode="json")}
+
     def memory(self, bench: Workbench, state: State) -> Memory | None:
         """Return what stands beside the model's weights in a state; None for methods that change the weights."""
         return None

@@ -13,13 +13,15 @@ from everedit.engine.keys import subject_keys
 from everedit.engine.solve import rank_one_update
 from everedit.engine.spread import at_depth, check_layers
 from everedit.engine.state import State
-from everedit.engine.target import Target, TargetConfig, optimise_targets
+from everedit.engine.target import Target, TargetConfig, optimise_targets, value_settings
 from everedit.errors import EditError
 from everedit.methods._base import GPT_LIKE, SMOLLM2_135M, Method, MethodConfig
 from everedit.models.layout import Layout, oriented
 from everedit.patch import LowRank, Patch
 
 __all__ = ["RankOneConfig", "RankOneMethod"]
+
+_SITE = "mlp"
 
 Contexts = tuple[tuple[int, int], ...]
 Key = Literal["bare", "mean"]
@@ -112,7 +114,12 @@ class RankOneMethod(Method):
         assert self.config.target is not None
         prefixes = self.prefixes(bench) if prefixes is None else prefixes
         with bench.clock.phase("target"):
-            return optimise_targets(bench.lm, edits, prefixes, layer, self.config.target, site="mlp")
+            return optimise_targets(bench.lm, edits, prefixes, layer, self.config.target, site=_SITE)
+
+    def values_depend_on(self, bench: Workbench) -> dict[str, Any]:
+        """Return what the value optimisation is given."""
+        assert self.config.target is not None
+        return value_settings(self.layers()[0], _SITE, self.prefixes(bench), self.config.target)
 
     def keys_used(self) -> tuple[Key, Key]:
         """Return which key gives the update's direction and which one is mapped to the value."""

@@ -20,7 +20,7 @@ from everedit.engine.keys import LayerWalk
 from everedit.engine.solve import recursive_step, ridge_update
 from everedit.engine.spread import SHARES, at_depth, check_layers
 from everedit.engine.state import Growing, State
-from everedit.engine.target import Target, TargetConfig, optimise_targets
+from everedit.engine.target import Target, TargetConfig, optimise_targets, value_settings
 from everedit.methods._base import GPT_LIKE, SMOLLM2_135M, Method, MethodConfig
 from everedit.models.layout import Layout
 from everedit.patch import LowRank, Patch
@@ -127,6 +127,11 @@ class SpreadMethod(Method):
         prefixes = self.prefixes(bench) if prefixes is None else prefixes
         with bench.clock.phase("target"):
             return optimise_targets(bench.lm, edits, prefixes, self.layers()[-1], self.config.target, site=self.site)
+
+    def values_depend_on(self, bench: Workbench) -> dict[str, Any]:
+        """Return what the value optimisation is given."""
+        assert self.config.target is not None
+        return value_settings(self.layers()[-1], self.site, self.prefixes(bench), self.config.target)
 
     def fit(
         self, bench: Workbench, edits: Sequence[Edit], state: State, targets: Sequence[Target] | None = None

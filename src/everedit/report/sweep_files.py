@@ -6,9 +6,20 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-__all__ = ["ANSWERS", "CELLS", "ERROR", "MANIFEST", "PROGRESS", "Status", "cell_status", "read_if_there", "why_failed"]
+__all__ = [
+    "ANSWERS",
+    "CELLS",
+    "ERROR",
+    "MANIFEST",
+    "PROGRESS",
+    "VALUES",
+    "Status",
+    "cell_status",
+    "read_if_there",
+    "why_failed",
+]
 
-MANIFEST, CELLS, ANSWERS = "sweep.json", "cells", "answers"
+MANIFEST, CELLS, ANSWERS, VALUES = "sweep.json", "cells", "answers", "values"
 ERROR, PROGRESS = "error.json", "progress.json"
 _RESULTS = {"run": "summary.json", "rollback": "rollback.json"}
 

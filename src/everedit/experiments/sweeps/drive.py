@@ -12,7 +12,7 @@ from everedit.experiments.sweeps.cells import Cell
 from everedit.experiments.sweeps.folder import SweepFolder
 from everedit.experiments.sweeps.work import Job
 from everedit.experiments.sweeps.workers import Workers
-from everedit.report.sweep_files import ANSWERS, ERROR, PROGRESS, Status, read_if_there, why_failed
+from everedit.report.sweep_files import ERROR, PROGRESS, Status, read_if_there, why_failed
 
 __all__ = ["CellState", "drive", "states_of"]
 
@@ -105,7 +105,7 @@ def _job(folder: SweepFolder, cell: Cell) -> Job:
         cwd=manifest.cwd or str(Path.cwd()),
         threads=manifest.threads,
         command=manifest.command,
-        answers=str((folder.path / ANSWERS).resolve()),
+        shared=str(folder.path.resolve()),
     )
 
 

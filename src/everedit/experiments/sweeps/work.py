@@ -43,7 +43,7 @@ class Job:
     cwd: str
     threads: int
     command: str
-    answers: str
+    shared: str
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values."""
@@ -106,9 +106,9 @@ def _make(job: Job, folder: Path) -> None:
         rollback_run(config, job.untouched, folder, signs)
         return
     if (folder / "config.json").exists():
-        resume(folder, reporter=signs)
+        resume(folder, reporter=signs, shared=Path(job.shared))
     else:
-        start(config, folder, reporter=signs, command=job.command, answers=Path(job.answers))
+        start(config, folder, reporter=signs, command=job.command, shared=Path(job.shared))
     if can_report():
         write_report(folder)
 
