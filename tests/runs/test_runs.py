@@ -343,6 +343,10 @@ def test_an_output_folder_that_cannot_be_made_is_one_clear_error(whole: Whole, t
     with pytest.raises(RunFolderError, match=r"(?s)cannot be written.*choose another --out"):
         experiments.start(config, tmp_path / "file" / "run")
     assert (tmp_path / "file").read_text() == "not a folder"
+    # A run that cannot begin leaves no folder behind.
+    with pytest.raises(EvereditError, match="/no/such/model"):
+        experiments.start(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_damaged_run_says_what_is_damaged(whole: Whole, tmp_path: Path) -> None:

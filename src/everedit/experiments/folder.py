@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from everedit.cache import atomic_write, write_json
+from everedit.cache import atomic_write, require_writable, write_json
 from everedit.editor import StreamState
 from everedit.engine.state import State
 from everedit.engine.weights import Snapshot
-from everedit.errors import CacheError, RunFolderError
+from everedit.errors import RunFolderError
 from everedit.ledger.stream import pack, unpack
 from everedit.patch import load_tensors, save_tensors
 
@@ -29,21 +29,17 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path) -> RunFolder:
-        """Make a new run folder. Raises :class:`RunFolderError` if it holds a run or cannot be written."""
+        """Return a new run folder, which is made with the first file in it.
+
+        Raises :class:`RunFolderError` if it holds a run or cannot be written.
+        """
         if (path / "config.json").exists():
             raise RunFolderError(
                 what="this folder holds a run already",
                 where=str(path),
                 fix=f"go on with it (everedit run --resume --out {path}) or choose another --out",
             )
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            # The one sure way to learn whether a folder can be written to.
-            atomic_write(path / "metrics.jsonl", lambda scratch: scratch.write_text(""))
-        except (OSError, CacheError) as error:
-            raise RunFolderError(
-                what="the output folder cannot be written", where=str(path), fix="choose another --out"
-            ) from error
+        require_writable(path, "config.json", "metrics.jsonl")
         return cls(path)
 
     @classmethod

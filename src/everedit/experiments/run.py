@@ -142,6 +142,7 @@ class _Run:
             raise EditError(what="every record was set aside", where=str(loaded.path), fix="see everedit data validate")
         self.scoring.baseline = stored
         self.folder.write_json("base.json", stored.as_json())
+        self.folder.write_rows("metrics.jsonl", ())
 
     def save_choice(self) -> None:
         """Write which records are edited, and which are not and why."""
