@@ -33,7 +33,7 @@ METHOD_SETTINGS: dict[str, dict[str, Any]] = {
     "ft-l": {"layers": (1,), "lr": 1e-2, "box": 0.2},
     "ft-m": {"layers": (1,), "lr": 1e-2},
     "kn": {"most": 12, "add": 2.5},
-    "lora": {"steps": 40, "lr": 3e-3, "dropout": 0.0},
+    "lora": {"steps": 24, "lr": 4e-3, "dropout": 0.0},
     "grace": {"layer": 1, "steps": 80, "lr": 0.2},
     "memoir": {"layer": 2, "steps": 80, "contexts": [[6, 2]], "background": 20},
     "wise": {"layer": 2, "steps": 80, "lr": 1.0, "contexts": [[6, 2]], "margins": (0.1, 0.5, 0.3)},
