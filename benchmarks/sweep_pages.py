@@ -70,17 +70,18 @@ def page(name: str, rows: Sequence[Row], waiting: int, out: Path) -> list[str]:
         found = page_rows.tables_of(rows, when)
         # Where nothing contradicts anything, the second table would be the first.
         same = [replace(table, when="retained") for table in found] if when == "uncontradicted" else []
-        if found and markdown(same) != all_of_them:
+        if found and not (same and markdown(same) == all_of_them):
             lines += ["", f"## {heading}", "", markdown(found).strip()]
     if found := page_rows.tables_of(rows, "immediate"):
         lines += ["", "## Right after each edit, mean of the first T, with 95% bootstrap intervals", ""]
         lines.append(markdown(found, interval=True).strip())
     if not rows:
         return lines
-    lines += ["", "## What an edit costs, scoring left out", "", *page_rows.costs_of(rows), "", "## Curves", ""]
+    lines += ["", "## What an edit costs, scoring left out", "", *page_rows.costs_of(rows), ""]
     for old in (out / name).glob("*.svg"):
         old.unlink()
-    for drawn in page_rows.curves_of(rows):
+    for number, drawn in enumerate(page_rows.curves_of(rows)):
+        lines += ["## Curves", ""] if not number else []
         save(drawn, out / name)
         lines += [f"![{drawn.heading}]({name}/{drawn.slug}.svg)", "", f"*{drawn.caption}*", ""]
     return lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -100,3 +101,15 @@ def test_curves_are_drawn(rows: list[Row], tmp_path: Path) -> None:
     assert [PROTOCOL in one.heading for one in drawn] == [True, False]
     image = save(drawn[0], tmp_path).read_text()
     assert all(f"series-{metric}-memit-simie" in image for metric in ("reliability", "locality"))
+
+
+def test_a_page_of_single_edits_has_their_table_and_no_curves(tmp_path: Path) -> None:
+    runs, out = tmp_path / "runs", tmp_path / "out"
+    fake_run(runs / "c", [1, 0], {2: [1, 0]}, method="rome", single=True)
+    rows = [row for result in collect([runs]) for row in page_rows.rows_of(result)]
+    text = "\n".join(sweep_pages.page("singles", rows, 0, out))
+    table = text.split("## Single edits, each taken back before the next")[1].split("##")[0]
+    assert re.search(r"\| ROME \| 0\.500 \|", table)
+    assert "What an edit costs" in text
+    assert "Curves" not in text
+    assert "with the model as it is after T" not in text
