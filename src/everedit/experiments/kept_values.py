@@ -34,22 +34,28 @@ class KeptValues:
 
     def find(self, edits: Sequence[Edit]) -> list[Target]:
         """Return the values of some edits on the model as it is, which must be the unedited one."""
-        bench, method = self.editor.bench, self.editor.method
-        file = self.folder / f"{self._digest(edits)}.safetensors"
-        try:
-            tensors, info = load_tensors(file)
-            found = unpack_targets(tensors, info["values"], bench.lm.device)
-            bench.clock.add(info["seconds"])
+        file, clock = self.folder / f"{self._digest(edits)}.safetensors", self.editor.bench.clock
+        if (kept := self._read(file)) is not None:
+            found, seconds = kept
+            clock.add(seconds)
             return [found[edit.id] for edit in edits]
-        except (CacheError, KeyError):
-            # Not there, or not whole: it is only a copy of what can be found again.
-            before = dict(bench.clock.seconds)
-            targets = method.targets(bench, edits)
+        before = dict(clock.seconds)
+        targets = self.editor.method.targets(self.editor.bench, edits)
         if targets:
-            seconds = {phase: spent - before.get(phase, 0.0) for phase, spent in bench.clock.seconds.items()}
+            seconds = {phase: spent - before.get(phase, 0.0) for phase, spent in clock.seconds.items()}
             tensors, values = pack_targets(dict(zip((edit.id for edit in edits), targets, strict=True)))
             save_tensors(file, tensors, {"values": values, "seconds": seconds})
         return targets
+
+    def _read(self, file: Path) -> tuple[dict[str, Target], dict[str, float]] | None:
+        """Return a file's values by edit, and what they took; None if it is not there or not whole: it is only a copy
+        of what can be found again.
+        """
+        try:
+            tensors, info = load_tensors(file)
+            return unpack_targets(tensors, info["values"], self.editor.lm.device), info["seconds"]
+        except (CacheError, KeyError):
+            return None
 
     def _digest(self, edits: Sequence[Edit]) -> str:
         bench = self.editor.bench
