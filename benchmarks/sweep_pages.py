@@ -11,6 +11,7 @@ Interrupted, also by ``--minutes``, a page goes on where it was; it is written e
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -88,7 +89,14 @@ def page(name: str, rows: Sequence[Row], waiting: int, out: Path) -> list[str]:
 
 
 def cells(name: str, data: Path) -> tuple[SweepConfig, list[Cell]]:
-    """The sweep and its cells. Their settings name the data by one path everywhere, so that their digests agree."""
+    """The sweep and its cells."""
+    file = placed(name, data)
+    sweep = SweepConfig.read(file)
+    return sweep, cells_of(sweep, str(file))
+
+
+def placed(name: str, data: Path) -> Path:
+    """The sweep's file with its data in one place everywhere, so that the digests of its cells agree."""
     DATA.parent.mkdir(parents=True, exist_ok=True)
     if data.exists():
         DATA.unlink(missing_ok=True)
@@ -100,9 +108,8 @@ def cells(name: str, data: Path) -> tuple[SweepConfig, list[Cell]]:
     file = KEPT / f"{name}.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
     text = (SWEEPS / file.name).read_text(encoding="utf-8")
-    file.write_text(text.replace("DATA/", f"{DATA}/"), encoding="utf-8")
-    sweep = SweepConfig.read(file)
-    return sweep, cells_of(sweep, str(file))
+    file.write_text(re.sub(r"\bDATA\b", str(DATA), text), encoding="utf-8")
+    return file
 
 
 def make(name: str, sweep: SweepConfig, wanted: Sequence[Cell], jobs: int, minutes: float | None) -> list[CellState]:

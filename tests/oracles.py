@@ -24,7 +24,7 @@ class PlainTarget:
 
 def plain_target(lm: LanguageModel, edit: Edit, prefixes: list[str], layer: int, config, site: str) -> PlainTarget:
     """ROME's and MEMIT's value optimisation as in the released codes: whole rows through the whole model with
-    all logits at every step, one edit at a time, a hook that adds the vector, and torch's own Adam.
+    all logits at every step, one edit at a time, a hook that adds the vector, and torch's own Adam (or strides).
     """
     texts = [lm.encode(edit.prompt, edit.target_new, subject=edit.subject, prefix=prefix) for prefix in prefixes]
     essence = lm.encode(f"{edit.subject} is a", subject=edit.subject)
@@ -48,7 +48,7 @@ def plain_target(lm: LanguageModel, edit: Edit, prefixes: list[str], layer: int,
 
     handle = module.register_forward_hook(add)
     optimiser = torch.optim.Adam([delta], lr=config.lr)
-    losses, initial = [], None
+    losses, initial, directions = [], None, []
     try:
         for step in range(config.steps):
             optimiser.zero_grad()
@@ -66,7 +66,12 @@ def plain_target(lm: LanguageModel, edit: Edit, prefixes: list[str], layer: int,
             if losses[-1] < config.stop_loss or step == config.steps - 1:
                 break
             loss.backward()
-            optimiser.step()
+            if config.descent == "strides":
+                directions.append(delta.grad / delta.grad.norm())
+                shares = torch.tensor([0.5**age for age in reversed(range(len(directions)))])
+                delta.data -= config.lr * origin[0].norm() * (shares / shares.sum()) @ torch.stack(directions)
+            else:
+                optimiser.step()
             with torch.no_grad():
                 limit = config.clamp * origin[0].norm()
                 if delta.norm() > limit:

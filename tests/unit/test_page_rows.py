@@ -96,6 +96,16 @@ def test_every_page_is_a_sweep(file: Path) -> None:
         assert {key.removeprefix("method.") for key in method.set if key.startswith("method.")} <= set(known)
 
 
+@pytest.mark.parametrize("file", sorted(SWEEPS.glob("*.yaml")), ids=lambda file: file.stem)
+def test_a_page_finds_all_its_data_in_one_folder(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = tmp_path / "elsewhere"
+    data.mkdir()
+    text = sweep_pages.placed(file.stem, data).read_text(encoding="utf-8")
+    assert (".benchmarks/data" in text) == ("DATA" in file.read_text(encoding="utf-8"))
+    assert "DATA" not in text
+
+
 def test_curves_are_drawn(rows: list[Row], tmp_path: Path) -> None:
     drawn = page_rows.curves_of(rows)
     assert [PROTOCOL in one.heading for one in drawn] == [True, False]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from everedit.edit import Edit
+from everedit.engine.descent import Strides
 from everedit.engine.target import Target, TargetConfig, optimise_targets
 from everedit.errors import EditError, NumericalError, TokenError
 from everedit.models import LanguageModel, load_model
@@ -77,7 +79,7 @@ def test_every_layer(family: str, layer: int, site: str) -> None:
         assert found.losses[-1] < found.losses[0]
 
 
-def _stopping_some(lm: LanguageModel, edits: list[Edit], site: str, **settings: float) -> TargetConfig:
+def _stopping_some(lm: LanguageModel, edits: list[Edit], site: str, **settings: Any) -> TargetConfig:
     """Settings whose ``stop_loss`` half of the edits reach and the other half do not."""
     config = TargetConfig.model_validate({"stop_loss": 0.0, **settings})
     least = sorted(min(found.losses) for found in optimise_targets(lm, edits, PREFIXES, 1, config, site=site))
@@ -87,9 +89,10 @@ def _stopping_some(lm: LanguageModel, edits: list[Edit], site: str, **settings: 
 
 @pytest.mark.parametrize("site", SITES)
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neo", "llama", "gemma3_text"])
-def test_edits_of_a_batch_stop_one_by_one(family: str, site: str) -> None:
+@pytest.mark.parametrize("descent", ["adam", "strides"])
+def test_edits_of_a_batch_stop_one_by_one(family: str, site: str, descent: str) -> None:
     lm = shared(family)
-    config = _stopping_some(lm, EDITS, site, steps=12, clamp=8.0, lr=0.3)
+    config = _stopping_some(lm, EDITS, site, steps=12, clamp=8.0, lr=0.3, descent=descent)
     found = optimise_targets(lm, EDITS, PREFIXES, 1, config, site=site)
     assert sum(target.losses[-1] < config.stop_loss for target in found) == 2
     assert len({len(target.losses) for target in found}) > 1
@@ -106,8 +109,9 @@ def test_edits_of_a_batch_stop_one_by_one(family: str, site: str) -> None:
         TargetConfig(steps=6, kl=2.0, weight_decay=0.5),
         TargetConfig(steps=6, weight_decay=0.0, clamp=0.3),
         TargetConfig(steps=2),
+        TargetConfig(steps=6, descent="strides", lr=0.2, stop_loss=0.0),
     ],
-    ids=["no essence", "strong terms", "tight clamp", "one update"],
+    ids=["no essence", "strong terms", "tight clamp", "one update", "strides"],
 )
 @pytest.mark.parametrize("edits", [EDITS[:1], EDITS], ids=["one", "batch"])
 def test_every_term_of_the_loss(config: TargetConfig, edits: list[Edit]) -> None:
@@ -118,6 +122,18 @@ def test_every_term_of_the_loss(config: TargetConfig, edits: list[Edit]) -> None
         assert ratio <= config.clamp * (1 + 1e-5)
         if config.clamp < 1:
             assert ratio == pytest.approx(config.clamp)
+
+
+def test_strides_have_one_length_whatever_the_gradients() -> None:
+    """The first stride goes straight down, none is longer than its length, and where the gradient is 0 none is made."""
+    steep, flat = torch.tensor([[[3.0, 4.0]], [[0.0, 0.0]]]), torch.tensor([[[3e-9, 4e-9]], [[0.0, 0.0]]])
+    strides = Strides(steep, torch.tensor([[10.0], [10.0]]))
+    first = strides.step(torch.zeros_like(steep), steep)
+    torch.testing.assert_close(first, torch.tensor([[[-6.0, -8.0]], [[0.0, 0.0]]]))
+    torch.testing.assert_close(strides.step(first, flat), 2 * first)
+    strides.keep(torch.tensor([0]))
+    back = strides.step(2 * first[:1], -steep[:1])
+    assert 0 < float((back - 2 * first[:1]).norm()) < 10
 
 
 def test_the_terms_of_the_loss_are_felt() -> None:

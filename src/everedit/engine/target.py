@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from everedit.edit import Edit
+from everedit.engine.descent import Adam, Descent, Strides
 from everedit.engine.lane import Lane
 from everedit.engine.lanes import build_lanes, passes
 from everedit.engine.rows import chunks, essence_row, prompt_rows
@@ -35,7 +36,10 @@ class TargetConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     steps: int = Field(25, ge=1, description="most forward passes; the last one makes no update")
-    lr: float = Field(0.5, gt=0, description="Adam's learning rate")
+    descent: Literal["adam", "strides"] = Field(
+        "adam", description="how the vector moves: as published, or by steps of one length along the gradient"
+    )
+    lr: float = Field(0.5, gt=0, description="Adam's learning rate, or a stride's length as a share of ||origin||")
     weight_decay: float = Field(1e-3, ge=0, description="weight of ||delta|| / ||origin||^2")
     clamp: float = Field(4.0, gt=0, description="most ||delta|| as a multiple of ||origin||")
     kl: float = Field(0.0625, ge=0, description="weight of KL(P_delta || P_0) on '{subject} is a'")
@@ -47,7 +51,7 @@ class TargetConfig(BaseModel):
     )
 
     @classmethod
-    def merged(cls, published: Mapping[str, float], given: TargetConfig | None) -> TargetConfig:
+    def merged(cls, published: Mapping[str, Any], given: TargetConfig | None) -> TargetConfig:
         """Return the published settings of a family with those that a user gave on top."""
         return cls.model_validate({**published, **(given.model_dump(exclude_unset=True) if given else {})})
 
@@ -153,25 +157,6 @@ def _cost(lm: LanguageModel, rows: Sequence[Encoded]) -> int:
     return max(len(rows) * tail, reads * int(lm.model.config.vocab_size) // 65_536)
 
 
-class _Adam:
-    """Adam over the rows of one tensor, whose rows can be dropped (Kingma & Ba, algorithm 1)."""
-
-    def __init__(self, like: Tensor, lr: float) -> None:
-        self.lr, self.step_count = lr, 0
-        self.mean, self.square = torch.zeros_like(like), torch.zeros_like(like)
-
-    def step(self, vector: Tensor, gradient: Tensor) -> Tensor:
-        self.step_count += 1
-        self.mean = 0.9 * self.mean + 0.1 * gradient
-        self.square = 0.999 * self.square + 0.001 * gradient**2
-        mean = self.mean / (1 - 0.9**self.step_count)
-        square = self.square / (1 - 0.999**self.step_count)
-        return vector - self.lr * mean / (square.sqrt() + 1e-8)
-
-    def keep(self, rows: Tensor) -> None:
-        self.mean, self.square = self.mean[rows], self.square[rows]
-
-
 def _optimise(lm: LanguageModel, lanes: list[Lane], n: int, config: TargetConfig) -> list[Target]:
     places, width = lanes[0].origin.shape[1:]
     origins = torch.zeros(n, places, width, device=lm.device)
@@ -180,7 +165,8 @@ def _optimise(lm: LanguageModel, lanes: list[Lane], n: int, config: TargetConfig
         lane.put_origins(origins, before)
     live = torch.arange(n, device=origins.device)
     delta, norms = torch.zeros_like(origins), origins.norm(dim=-1)
-    adam, done = _Adam(delta, config.lr), {}
+    descent: Descent = Adam(delta, config.lr) if config.descent == "adam" else Strides(delta, config.lr * norms)
+    done: dict[int, Target] = {}
     curves: list[list[float]] = [[] for _ in range(n)]
     for step in range(config.steps):
         last = step == config.steps - 1
@@ -215,13 +201,13 @@ def _optimise(lm: LanguageModel, lanes: list[Lane], n: int, config: TargetConfig
             )
         if bool(ended.all()):
             break
-        delta = adam.step(delta, gradient)
+        delta = descent.step(delta, gradient)
         limit = config.clamp * norms[live]
         delta = delta * (limit / delta.norm(dim=-1).clamp_min(1e-12)).clamp_max(1)[..., None]
         if bool(ended.any()):
             keep = (~ended).nonzero()[:, 0]
             live, delta = live[keep], delta[keep]
-            adam.keep(keep)
+            descent.keep(keep)
             lanes = [kept for lane in lanes if len((kept := lane.keep(keep)).owner)]
     return [done[row] for row in range(n)]
 
