@@ -55,10 +55,18 @@ _REPLAY = {**_LIGHT, "replay": [True], "shards": [1], "lr": [2.0]}
 SEARCHES: dict[str, Search] = {
     "alphaedit": Search({"method": ["alphaedit"], "threshold": [0.005, 0.02, 0.1], "ridge": [1.0, 10.0, 50.0]}),
     "alphaedit-stream": Search(
-        {"method": ["alphaedit"], "threshold": [0.005, 0.02], "ridge": [1.0, 10.0]}, stream=True
+        {"method": ["alphaedit"], "threshold": [0.02], "ridge": [1.0, 3.0, 10.0]},
+        records="300:350",
+        stream=True,
+        sets=("counterfact",),
     ),
     "rlsedit": Search({"method": ["rlsedit"], "moment_weight": [10.0, 50.0, 200.0, 1000.0]}),
-    "rlsedit-stream": Search({"method": ["rlsedit"], "moment_weight": [50.0, 200.0, 1000.0]}, stream=True),
+    "rlsedit-stream": Search(
+        {"method": ["rlsedit"], "moment_weight": [50.0, 200.0, 1000.0]},
+        records="300:350",
+        stream=True,
+        sets=("counterfact",),
+    ),
     "pmet": Search({"method": ["pmet"], "moment_weight": [10.0, 50.0, 500.0]}),
     "emmet": Search({"method": ["emmet"], "layers": [[12], [14], [16]]}),
     "r-rome": Search({"method": ["r-rome"], "key": ["mean", "bare"]}),
