@@ -9,11 +9,11 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from benchmarks import ledger, memory, overhead, scoring, speed, steps, table
+from benchmarks import ledger, memory, notes, overhead, scoring, speed, steps, table
 from everedit.data import load_edits
 from everedit.models import load_model
 
-PARTS = ("values", "moments", "evaluation", "scoring", "steps", "solves", "overhead", "memory", "ledger")
+PARTS = ("values", "moments", "evaluation", "scoring", "steps", "solves", "notes", "overhead", "memory", "ledger")
 
 
 def own_text(folder: Path) -> Path:
@@ -40,6 +40,7 @@ def main() -> None:
             "scoring": lambda: scoring.scoring(lm),
             "steps": lambda: steps.gradient_steps(lm),
             "solves": lambda: steps.solves(lm, options.figures),
+            "notes": lambda: notes.notes(lm),
             "overhead": lambda: overhead.overheads(lm),
             "memory": lambda: memory.run_of_fifty(lm),
             "ledger": lambda: ledger.ten_thousand_edits(lm),

@@ -58,7 +58,7 @@ class MarginaliaConfig(MethodConfig):
         description="texts around the prompt, {} its place; chat: the model's own chat template, if it has one",
     )
     wordings: int = Field(
-        3,
+        5,
         ge=0,
         description="other ways to ask for the same, of the relations known, that a note is learned from; for a prompt "
         "without a subject, as many sampled texts before it",
