@@ -136,6 +136,17 @@ def test_strides_have_one_length_whatever_the_gradients() -> None:
     assert 0 < float((back - 2 * first[:1]).norm()) < 10
 
 
+def test_a_descent_comes_with_its_own_rate() -> None:
+    """A published rate is Adam's: as the length of a stride it would be as far as the state is long."""
+    published = {"lr": 1.0, "steps": 40}
+    assert TargetConfig.merged(published, None).lr == 1.0
+    strides = TargetConfig.merged(published, TargetConfig(descent="strides"))
+    assert (strides.descent, strides.lr, strides.steps) == ("strides", 0.17, 40)
+    assert TargetConfig.merged(published, TargetConfig(descent="strides", lr=0.3)).lr == 0.3
+    assert TargetConfig.merged({"descent": "strides"}, None).lr == 0.17
+    assert TargetConfig.merged({"descent": "strides"}, TargetConfig(descent="adam")).lr == 0.5
+
+
 def test_the_terms_of_the_loss_are_felt() -> None:
     """Were a weight ignored here and in the plain form alike, the results would not change with it."""
     lm = shared("llama")

@@ -30,6 +30,10 @@ from everedit.models.tokens import Encoded
 __all__ = ["FindTargets", "Target", "TargetConfig", "optimise_rows", "optimise_targets", "value_settings"]
 
 
+# Adam's is the published one; that of strides was searched for (docs/results/settings.md, "Strides in place of Adam").
+_RATES = {"adam": 0.5, "strides": 0.17}
+
+
 class TargetConfig(BaseModel):
     """Settings of the value optimisation (ROME, equation 4, with the released code's form of the terms)."""
 
@@ -52,8 +56,16 @@ class TargetConfig(BaseModel):
 
     @classmethod
     def merged(cls, published: Mapping[str, Any], given: TargetConfig | None) -> TargetConfig:
-        """Return the published settings of a family with those that a user gave on top."""
-        return cls.model_validate({**published, **(given.model_dump(exclude_unset=True) if given else {})})
+        """Return the published settings of a family with those that a user gave on top.
+
+        A rate says nothing to another descent than its own: who asks for another one gets that one's.
+        """
+        own = given.model_dump(exclude_unset=True) if given else {}
+        settings = {**published, **own}
+        descent = settings.get("descent", "adam")
+        if "lr" not in own and ("lr" not in published or descent != published.get("descent", "adam")):
+            settings["lr"] = _RATES[descent]
+        return cls.model_validate(settings)
 
 
 def value_settings(layer: int, site: str, prefixes: Sequence[str], config: TargetConfig) -> dict[str, Any]:

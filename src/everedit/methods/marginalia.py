@@ -40,8 +40,6 @@ from everedit.patch import Patch
 _CHAT = "chat"
 _SLOT = "\ue000"
 _STAND_IN = 10
-# As searched for (docs/results/settings.md, "What a note is learned from").
-_STRIDES = {"descent": "strides", "lr": 0.17}
 
 
 class MarginaliaConfig(MethodConfig):
@@ -80,7 +78,7 @@ class MarginaliaConfig(MethodConfig):
         """Return the config with the layer."""
         config = self.with_searched(layout)
         layer = at_depth(self.depth, layout.n_layers) if config.layer is None else config.layer
-        target = TargetConfig.merged({"kl": 0.0, **_STRIDES, "stop_loss": 0.05}, config.target)
+        target = TargetConfig.merged({"kl": 0.0, "descent": "strides", "stop_loss": 0.05}, config.target)
         return config.model_copy(update={"layer": check_layers((layer,), layout.n_layers)[0], "target": target})
 
 
