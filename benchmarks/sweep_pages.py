@@ -46,6 +46,10 @@ JOINED = {
     "zsre_long.jsonl": (("zsre/edit.jsonl", slice(None)), ("zsre/train.jsonl", slice(400))),
     "zsre_rest.jsonl": (("zsre/train.jsonl", slice(400, None)),),
 }
+# Editors that another page has measured, with the same records and settings, and that a page shows beside its own.
+BESIDE = {
+    "marginalia": {"streams": ("MEMIT", "MEMIT + SimIE", "AlphaEdit"), "memories": ("WISE-Retrieve",)},
+}
 TABLES = {
     SINGLE: "Single edits, each taken back before the next",
     "retained": "All T edits, with the model as it is after T",
@@ -110,6 +114,22 @@ def placed(name: str, data: Path) -> Path:
     text = (SWEEPS / file.name).read_text(encoding="utf-8")
     file.write_text(re.sub(r"\bDATA\b", str(DATA), text), encoding="utf-8")
     return file
+
+
+def beside(name: str, rows: Sequence[Row], out: Path) -> list[Row]:
+    """Return the numbers of other pages' editors where this page has numbers of the same kind, after as many edits."""
+
+    def kind(row: Row) -> tuple[object, ...]:
+        # What an edit cost stands at a stream's end, wherever that is.
+        return row.model, row.data, row.protocol, row.T if row.when else None, row.when, row.metric
+
+    asked = set(map(kind, rows))
+    return [
+        row
+        for other, methods in BESIDE.get(name, {}).items()
+        for row in page_rows.read(out / f"{other}.csv")
+        if row.method in methods and kind(row) in asked
+    ]
 
 
 def make(name: str, sweep: SweepConfig, wanted: Sequence[Cell], jobs: int, minutes: float | None) -> list[CellState]:
@@ -177,7 +197,8 @@ def main() -> None:
     rows = [row for cell in every for row in kept.get(cell.name, [])]
     page_rows.write(file, rows)
     waiting = sum(cell.name not in kept and not cell.skipped for cell in every)
-    text = "\n".join(page(options.name, rows, waiting, options.out)).rstrip() + "\n"
+    shown = [*rows, *beside(options.name, rows, options.out)]
+    text = "\n".join(page(options.name, shown, waiting, options.out)).rstrip() + "\n"
     (options.out / f"{options.name}.md").write_text(text, encoding="utf-8")
     # A cell that failed has said so; what was measured is on the page.
     sys.exit(failed)

@@ -76,6 +76,30 @@ def test_both_rows_of_a_run_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert values == {"unedited": 0.0, "My MEMIT + PRUNE": 1.0, "My MEMIT": 0.25}
 
 
+def test_a_page_shows_what_another_one_measured_where_both_have_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_run(tmp_path / "own" / "a", [1] * 20, {10: [1] * 10, 20: [1] * 20}, method="ft")
+    fake_run(tmp_path / "other" / "b", [1] * 10, {5: [1] * 5, 10: [1, 0] * 5})
+    fake_run(tmp_path / "other" / "c", [1] * 10, {10: [0] * 10}, method="rome")
+    own, other = (
+        [row for run in collect([tmp_path / one]) for row in page_rows.rows_of(run)] for one in ("own", "other")
+    )
+    page_rows.write(tmp_path / "other.csv", other)
+    monkeypatch.setattr(sweep_pages, "BESIDE", {"own": {"other": ("MEMIT",)}})
+    shown = [*own, *sweep_pages.beside("own", own, tmp_path)]
+    [table] = page_rows.tables_of(shown, "retained")
+    assert table.marks == [10, 20]
+    assert {name: entries[10, "reliability"].value for name, entries in table.rows} == {
+        "unedited": 0,
+        "FT": 1,
+        "MEMIT": 0.5,
+    }
+    # What an edit cost is told of streams of any length.
+    assert "| MEMIT | 2.00 | 1,000 |" in page_rows.costs_of(shown)
+    assert not sweep_pages.beside("another", own, tmp_path)
+
+
 def test_seeds_are_averaged(tmp_path: Path) -> None:
     for seed, last in enumerate((0.0, 1.0)):
         fake_run(tmp_path / f"s{seed}", [1, 1], {2: [1, last]}, seed=seed)
