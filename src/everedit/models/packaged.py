@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -115,9 +116,13 @@ def _convert(entry: Packaged, scratch: Path) -> Path:
 
 
 def _write(alias: str, folder: str) -> None:
+    import gguf
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    # It is opened for the config, the weights and the tokenizer, and each time all tokens of the vocabulary are read one
+    # by one. This process reads one file and ends.
+    gguf.GGUFReader = cache(gguf.GGUFReader)
     entry, scratch = ALIASES[alias], Path(folder)
     file = entry.gguf(scratch)
     model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
