@@ -120,8 +120,8 @@ def _write(alias: str, folder: str) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    # It is opened for the config, the weights and the tokenizer, and each time all tokens of the vocabulary are read one
-    # by one. This process reads one file and ends.
+    # It is opened for the config, the weights and the tokenizer, and each time all tokens of the vocabulary are read
+    # one by one. This process reads one file and ends.
     gguf.GGUFReader = cache(gguf.GGUFReader)
     entry, scratch = ALIASES[alias], Path(folder)
     file = entry.gguf(scratch)
