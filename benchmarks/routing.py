@@ -33,6 +33,7 @@ from everedit.methods.marginalia import Marginalia, MarginaliaConfig
 
 CASES = Path("tests/data/routing_cases.jsonl")
 SIZES = (1_000, 10_000, 100_000)
+BATCH = 32
 _WORDS = re.compile(r"\w+")
 _FUNCTION_WORDS = {
     "the",
@@ -168,8 +169,8 @@ def asks_the_same(edit: Edit, probe: str) -> bool:
     return bool(asked - _FUNCTION_WORDS) and asked - _FUNCTION_WORDS <= named
 
 
-def milliseconds(reader: Reader, notes: int, asked: int = 200) -> tuple[float, float]:
-    """Return a decision's time for a prompt that names a subject, and for one that names none, one after another."""
+def milliseconds(reader: Reader, notes: int, asked: int = 256) -> list[float]:
+    """Return a decision's time: for prompts that name a subject, alone and in batches, and for others, alone."""
     relations = [relation[0].removeprefix("it ") for relation in built_in_relations() if relation[0].startswith("it ")]
     addresses = [
         Address((f"Quillon Varga-{number}",), f"Quillon Varga-{number} {relations[number % len(relations)]}")
@@ -177,19 +178,18 @@ def milliseconds(reader: Reader, notes: int, asked: int = 200) -> tuple[float, f
     ]
     router = reader.router(addresses)
     router.routes(["Quillon Varga-0 was born in"])
+    named = [f"Tell me, Quillon Varga-{number * (notes // asked)} was born in which town?" for number in range(asked)]
+    others = [f"The village of Upper Stanmore-{number} was founded in" for number in range(asked)]
     times = []
-    for prompts in (
-        [f"Tell me, Quillon Varga-{number * (notes // asked)} was born in which town?" for number in range(asked)],
-        [f"The village of Upper Stanmore-{number} was founded in" for number in range(asked)],
-    ):
+    for prompts, size in ((named, 1), (named, BATCH), (others, 1)):
         start = time.perf_counter()
-        for prompt in prompts:
-            router.routes([prompt])
+        for first in range(0, asked, size):
+            router.routes(prompts[first : first + size])
         times.append(1000 * (time.perf_counter() - start) / asked)
-    return times[0], times[1]
+    return times
 
 
-def page(columns: dict[str, dict[str, dict[str, Rate]]], times: dict[int, tuple[float, float]]) -> str:
+def page(columns: dict[str, dict[str, dict[str, Rate]]], times: dict[int, list[float]]) -> str:
     """Return the page: ``columns`` are, by what was learned from, the rates by section and kind."""
     lines = [
         "# Which note a prompt finds",
@@ -211,8 +211,14 @@ def page(columns: dict[str, dict[str, dict[str, Rate]]], times: dict[int, tuple[
         totals = [[sum(part) for part in zip(*column[section].values(), strict=True)] for column in columns.values()]
         if section.startswith("hard"):
             lines.append(f"| all | {totals[0][2]} | {' | '.join(_shown(Rate(*total)) for total in totals)} |")
-    lines += ["", "| notes in the book | names a subject, ms | names none, ms |", "|---:|---:|---:|"]
-    lines += [f"| {notes:,} | {named:.2f} | {other:.2f} |" for notes, (named, other) in times.items()]
+    lines += [
+        "",
+        "Milliseconds a prompt on two cores. What takes them is the sentence encoder, which reads a prompt that names",
+    ]
+    lines += ["a subject: its weights, one prompt at a time, or once for many.", ""]
+    lines += [f"| notes in the book | a subject named, alone | in batches of {BATCH} | none named, alone |"]
+    lines += ["|---:|---:|---:|---:|"]
+    lines += [f"| {notes:,} | {' | '.join(f'{one:.2f}' for one in found)} |" for notes, found in times.items()]
     return "\n".join(lines) + "\n"
 
 
