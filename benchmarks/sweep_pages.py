@@ -50,6 +50,9 @@ JOINED = {
 BESIDE = {
     "marginalia": {"streams": ("MEMIT", "MEMIT + SimIE", "AlphaEdit"), "memories": ("WISE-Retrieve",)},
 }
+GROWTH = """\
+Norm and largest singular value after T edits, as multiples of the unedited matrix's, of the matrix that grew most; in
+roll-back runs how many updates were ten times the median of those before (flashes), the last by the first (buildup)."""
 TABLES = {
     SINGLE: "Single edits, each taken back before the next",
     "retained": "All T edits, with the model as it is after T",
@@ -82,6 +85,8 @@ def page(name: str, rows: Sequence[Row], waiting: int, out: Path) -> list[str]:
         lines.append(markdown(found, interval=True).strip())
     if not rows:
         return lines
+    if grown := page_rows.growth_of(rows):
+        lines += ["", "## How the weights grew", "", GROWTH, *grown]
     lines += ["", "## What an edit costs, scoring left out", "", *page_rows.costs_of(rows), ""]
     for old in (out / name).glob("*.svg"):
         old.unlink()

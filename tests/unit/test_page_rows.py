@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -60,6 +61,34 @@ def test_costs_and_growth_are_kept(rows: list[Row]) -> None:
     assert "| MEMIT | 2.00 | 1,100 |" in page_rows.costs_of(rows)
     grown = [(row.T, row.value) for row in rows if (row.protocol, row.metric) == ("growth", "norm_ratio")]
     assert grown[:3] == [(1, 1.1), (10, 1.3), (120, 1.9)]
+
+
+def test_growth_is_told_for_every_method_that_grew(rows: list[Row]) -> None:
+    lines = page_rows.growth_of(rows)
+    assert lines[1] == "**tiny, towns**"
+    table = {
+        cells[0]: cells[1:] for line in lines[3:] if (cells := [cell.strip() for cell in line.strip("|").split("|")])
+    }
+    assert table["method"][:2] == ["T=1 norm", "T=1 top σ"]
+    assert table["MEMIT"][0::2] == ["1.10", "–", "1.30", "1.90"]
+    # Its stream was shorter.
+    assert table["MEMIT + SimIE"][-1] == "–"
+
+
+def test_a_roll_back_tells_how_its_updates_grew(tmp_path: Path) -> None:
+    scores = {"ES": 1.0, "GS": 0.5, "LS": 0.5, "ERS": 0.5, "ORS": 1.0, "S": 0.6}
+    found = {"checkpoints": {"1": scores, "8": scores}, "sizes": [1.0], "flashes": [3, 5], "buildup": 2.5}
+    config = {"model": "tiny", "data": "towns", "method": "wilke", "policy": "accumulate"}
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "rollback.json").write_text(json.dumps({"config": config, **found}), encoding="utf-8")
+    rows = [row for run in collect([tmp_path]) for row in page_rows.rows_of(run)]
+    [table] = page_rows.tables_of(rows, "retained")
+    assert dict(table.rows)["WilKE"][8, "ERS"].value == 0.5
+    assert page_rows.growth_of(rows)[-3:] == [
+        "| method | T=8 flashes | T=8 buildup |",
+        "| --- | ---: | ---: |",
+        "| WilKE | 2.00 | 2.50 |",
+    ]
 
 
 def test_both_rows_of_a_run_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

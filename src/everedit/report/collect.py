@@ -56,7 +56,7 @@ def results_of_run(folder: Path, axes: Record) -> Iterator[Result]:
     rollback = load_object(folder / "rollback.json")
     if rollback is not None:
         config = mapping(rollback.get("config"))
-        yield Result(folder, {**_axes(config), **axes}, config, _rollback=rollback)
+        yield Result(folder, {**_axes(config), **axes}, config, growth=_toxicity(rollback), _rollback=rollback)
     elif (folder / "config.json").exists():
         files = load_run(folder)
         config = mapping(files.config.get("run")) or _from_description(files.config)
@@ -133,6 +133,13 @@ def _growth(files: RunFiles) -> dict[str, list[tuple[int, float]]]:
             if ratios:
                 found.setdefault(kind, []).append((row["n"], max(ratios)))
     return found
+
+
+def _toxicity(rollback: Record) -> dict[str, list[tuple[int, float]]]:
+    """Return how many updates of a roll-back run flashed, and how much larger the last ones were than the first."""
+    last, flashes = max(map(int, rollback["checkpoints"])), rollback.get("flashes")
+    found = {"flashes": len(flashes) if isinstance(flashes, list) else None, "buildup": number(rollback.get("buildup"))}
+    return {kind: [(last, float(value))] for kind, value in found.items() if value is not None}
 
 
 def named(results: Sequence[Result]) -> dict[str, list[Result]]:

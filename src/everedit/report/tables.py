@@ -39,6 +39,7 @@ _WHEN = {
 _ABILITY = "general ability, with the model after T edits"
 _SINGLE = "single edits, each taken back before the next"
 UNEDITED = "unedited"
+_LARGE = 1e6
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,15 @@ class Entry:
 
     def text(self, digits: int, *, interval: bool = False) -> str:
         """Return the number as it is printed."""
-        said = f"{self.value:.{digits}f}"
+        said = _number(self.value, digits)
         if interval and self.low is not None and self.high is not None:
-            return f"{said} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
-        return said if self.deviation is None else f"{said} ± {self.deviation:.{digits}f}"
+            return f"{said} [{_number(self.low, digits)}, {_number(self.high, digits)}]"
+        return said if self.deviation is None else f"{said} ± {_number(self.deviation, digits)}"
+
+
+def _number(value: float, digits: int) -> str:
+    # Of the perplexity of a broken model the power of ten is what can be read.
+    return f"{value:.{digits}f}" if abs(value) < _LARGE else f"{value:.1e}"
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ _PRINTED = {
     "alphaedit": "AlphaEdit",
     "calinet": "CaliNet",
     "lora": "LoRA",
+    "marginalia": "Marginalia",
     "rlsedit": "RLSEdit",
     "simie": "SimIE",
     "t-patcher": "T-Patcher",
