@@ -16,9 +16,9 @@ from statistics import stdev
 from typing import NamedTuple, get_args
 
 from everedit.cache import atomic_write
+from everedit.report.line_figures import Drawn, Line, draw_scores
 from everedit.report.results import mean
 from everedit.report.run_result import FIRST, Result, When
-from everedit.report.sweep_figures import Drawn, Line, Panel, draw_lines
 from everedit.report.tables import UNEDITED, Entry, Table, tables, tidy
 
 COST, GROWTH = "cost", "growth"
@@ -154,12 +154,13 @@ def _points(group: Sequence[Row]) -> dict[str, dict[tuple[int, str], list[Row]]]
 
 
 def curves_of(rows: Sequence[Row]) -> list[Drawn]:
-    """Return a figure for each model, data set and protocol, with a panel for each metric."""
+    """Return figures for each model, data set and protocol: a panel for each metric, or for each of many methods."""
     found = []
     for table in [*tables_of(rows, "retained"), *tables_of(rows, ABILITY)]:
-        panels = [Panel(metric, _lines(table, metric), None) for metric in table.metrics]
+        scores = {metric: _lines(table, metric) for metric in table.metrics}
+        methods = {name: name.split(" + ")[0] for name, _ in table.rows}
         about = f"{table.title}: {table.note}; bands are 95% bootstrap intervals."
-        found += draw_lines(panels, f"Scores, {table.title}", about, "score", bounded=True)
+        found += draw_scores(scores, methods, table.title, about)
     return found
 
 

@@ -166,6 +166,27 @@ def test_curves_are_drawn(rows: list[Row], tmp_path: Path) -> None:
     assert all(f"series-{metric}-memit-simie" in image for metric in ("reliability", "locality"))
 
 
+def _rows(folder: Path) -> list[Row]:
+    return [row for run in collect([folder]) for row in page_rows.rows_of(run)]
+
+
+def test_many_lines_get_a_panel_for_each_method_unless_each_method_has_one(tmp_path: Path) -> None:
+    def drawn(methods: list[str], policies: list[str], folder: Path) -> list[str]:
+        for method in methods:
+            for policy in policies:
+                fake_run(folder / f"{method}-{policy}", [1], {1: [1.0]}, method=method, policy=policy)
+        return [one.slug for one in page_rows.curves_of(_rows(folder))]
+
+    nine = ["memit", "rome", "ft", "ft-m", "ft-l", "lora", "emmet", "pmet", "kn"]
+    place = "tiny-towns-teacher-forced-token-accuracy-1"
+    assert drawn(nine, ["accumulate"], tmp_path / "one") == [f"scores-{place}"]
+    split = drawn(nine[:5], ["accumulate", "simie"], tmp_path / "two")
+    assert split == [f"{metric}-{place}" for metric in ("reliability", "locality")]
+    [image] = [one for one in page_rows.curves_of(_rows(tmp_path / "two")) if one.slug == split[0]]
+    assert [axes.get_title(loc="left") for axes in image.figure.axes] == ["FT", "FT-L", "FT-M", "MEMIT", "ROME"]
+    assert [line.get_label() for line in image.figure.axes[0].get_lines()] == ["alone", "SimIE", "unedited"]
+
+
 def test_a_page_of_single_edits_has_their_table_and_no_curves(tmp_path: Path) -> None:
     runs, out = tmp_path / "runs", tmp_path / "out"
     fake_run(runs / "c", [1, 0], {2: [1, 0]}, method="rome", single=True)

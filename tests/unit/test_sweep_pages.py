@@ -19,7 +19,8 @@ from everedit.cli.main import app
 from everedit.errors import RunFolderError
 from everedit.report import write_sweep_report
 from everedit.report.collect import collect
-from everedit.report.sweep_figures import Drawn, figures, save_figures
+from everedit.report.line_figures import Drawn
+from everedit.report.sweep_figures import figures, save_figures
 from everedit.uncertainty import bootstrap_interval
 from tests.support.fake_runs import PROTOCOL, fake_run, fake_sweep
 from tests.unit.test_report import Tables

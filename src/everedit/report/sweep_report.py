@@ -9,10 +9,11 @@ from typing import Any
 from everedit.errors import RunFolderError
 from everedit.report.collect import collect
 from everedit.report.drawing import inline_svg
+from everedit.report.line_figures import Drawn
 from everedit.report.pages import REPORT_NAME, readable, write_page
 from everedit.report.results import mapping
 from everedit.report.run_files import Record, load_object
-from everedit.report.sweep_figures import Drawn, figures
+from everedit.report.sweep_figures import figures
 from everedit.report.sweep_files import CELLS, ERROR, MANIFEST, cell_status, read_if_there, why_failed
 from everedit.report.tables import Table, tables
 from everedit.report.wording import explain
