@@ -60,8 +60,8 @@ class Drawn:
 def draw_scores(
     scores: Mapping[str, Sequence[Line]], methods: Mapping[str, str], place: str, about: str
 ) -> list[Drawn]:
-    """Return one figure with a panel for each metric; where methods have many lines, under policies or with settings, one
-    for each metric with a panel for each method.
+    """Return one figure with a panel for each metric; where methods have many lines, under policies or with settings,
+    one for each metric with a panel for each method.
 
     ``methods`` maps a line's name to its method; the unedited model's stands in every panel.
     """
