@@ -1,4 +1,4 @@
-"""The searches behind docs/results/settings.md: which settings of every method write best on SmolLM2-135M.
+"""The searches behind docs/results/settings.md: which settings of every method write best on a small model.
 
     python -m benchmarks.searches --data DATA_FOLDER [--only NAME ...]
 
@@ -28,6 +28,7 @@ class Search:
     stream: bool = False
     sets: tuple[str, ...] = field(default=("zsre",))
     contradictions: bool = False
+    model: str = "smollm2-135m"
 
 
 _ULTRA_MODULES = [
@@ -51,6 +52,8 @@ _WISE = {
 }
 _LIGHT = {**_WISE, "layer": [27], "contexts": [((6, 2), (11, 2))]}
 _REPLAY = {**_LIGHT, "replay": [True], "shards": [1], "lr": [2.0]}
+
+_RATES = {"lr": [0.5, 1.0], "steps": [40]}
 
 SEARCHES: dict[str, Search] = {
     "alphaedit": Search({"method": ["alphaedit"], "threshold": [0.005, 0.02, 0.1], "ridge": [1.0, 10.0, 50.0]}),
@@ -142,13 +145,37 @@ SEARCHES: dict[str, Search] = {
         records="300:350",
         stream=True,
     ),
+    **{
+        f"gemma-{name}": Search(grid, records, stream, model="gemma3-270m")
+        for name, grid, records, stream in (
+            (
+                "memit",
+                {"method": ["memit"], "layers": [[4, 5, 6], [7, 8, 9], [10, 11, 12]], **_RATES},
+                "300:312",
+                False,
+            ),
+            ("rome", {"method": ["rome"], "layer": [5, 8, 11], **_RATES}, "300:312", False),
+            ("alphaedit", {"method": ["alphaedit"], "threshold": [0.005, 0.02, 0.1], "ridge": [1.0]}, "300:312", False),
+            ("ft-m", {"method": ["ft-m"], "layers": [[9], [13], [15]], "lr": [5e-4, 2e-3]}, "300:330", False),
+            ("grace", {"method": ["grace"], "stop_loss": [0.01], "radius": [1.0, 10.0, 100.0]}, "300:330", True),
+            (
+                "ultraedit",
+                {
+                    "method": ["ultraedit"],
+                    "eta": [1e-6, 1e-5, 1e-4, 1e-3],
+                    "modules": [{"mlp_out": list(range(8, 12))}, {"mlp_out": list(range(11, 17))}],
+                },
+                "300:350",
+                True,
+            ),
+        )
+    },
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--only", nargs="+", choices=sorted(SEARCHES), default=list(SEARCHES))
     options = parser.parse_args()
     KEPT.mkdir(parents=True, exist_ok=True)
@@ -156,7 +183,7 @@ def main() -> None:
         search = SEARCHES[name]
         for data in search.sets:
             flags = ["--data", data, "--data-path", str(options.data / data / "edit.jsonl")]
-            flags += ["--corpus", str(options.data / "text" / "wikipedia_sample.jsonl"), "--model", options.model]
+            flags += ["--corpus", str(options.data / "text" / "wikipedia_sample.jsonl"), "--model", search.model]
             grid = json.dumps(search.grid).replace("DATA/", f"{options.data}/")
             flags += ["--records", search.records, "--grid", grid]
             flags += ["--out", str(KEPT / f"{name}_{data}.jsonl"), *(["--stream"] if search.stream else [])]
