@@ -69,7 +69,11 @@ def irrelevant_texts(bench: Workbench, pool: str, path: str | None, *, answers: 
 
     Raises :class:`EditError` if there are none.
     """
-    texts = [_unrelated(edit, answers) for edit in bench.pool(pool, path)]
+
+    def gathered() -> list[str]:
+        return [_unrelated(edit, answers) for edit in bench.pool(pool, path)]
+
+    texts = bench.once(("irrelevant", pool, path, answers), gathered)
     if not texts:
         raise EditError(
             what="the pool holds no text", where=path or pool, fix="choose another pool (method.irrelevant)"
