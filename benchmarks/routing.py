@@ -214,10 +214,11 @@ def page(columns: dict[str, dict[str, dict[str, Rate]]], times: dict[int, list[f
     lines += [
         "",
         "Milliseconds a prompt on two cores. What takes them is the sentence encoder, which reads a prompt that names",
+        "a subject: its weights, one prompt at a time, or once for many.",
+        "",
+        f"| notes in the book | a subject named, alone | in batches of {BATCH} | none named, alone |",
+        "|---:|---:|---:|---:|",
     ]
-    lines += ["a subject: its weights, one prompt at a time, or once for many.", ""]
-    lines += [f"| notes in the book | a subject named, alone | in batches of {BATCH} | none named, alone |"]
-    lines += ["|---:|---:|---:|---:|"]
     lines += [f"| {notes:,} | {' | '.join(f'{one:.2f}' for one in found)} |" for notes, found in times.items()]
     return "\n".join(lines) + "\n"
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from benchmarks import page_rows
-from benchmarks.page_rows import COST, GROWTH, Row
+from benchmarks.page_rows import ABILITY, COST, GROWTH, Row
 from everedit.experiments.config import read_yaml
 from everedit.experiments.recipes.claims import Claim, Line, judged
 from everedit.methods import method_names
@@ -60,11 +60,9 @@ class Found:
         return list(dict.fromkeys(row.metric for row in self.rows if row.protocol == protocol))
 
     def scores(self, protocol: str, mark: int, when: str) -> dict[str, float | None]:
-        # What has one value only, such as a cost, has it at every time.
+        # Costs and general ability are told for no other time than this.
         own = [row for row in self.rows if (row.protocol, row.T) == (protocol, mark)]
-        return {
-            row.metric: row.value for row in own if row.when == when or row.protocol == COST or row.when == "ability"
-        }
+        return {row.metric: row.value for row in own if row.when in (when, ABILITY) or row.protocol == COST}
 
     def unedited(self, protocol: str, mark: int) -> dict[str, float | None]:
         return {row.metric: row.value for row in self.without if (row.protocol, row.T) == (protocol, mark)}
@@ -75,7 +73,7 @@ class Found:
 
 
 def found_in(rows: Sequence[Row]) -> list[Found]:
-    """Return the lines of a page's tables; what is called by a label of its own is no method that a claim names."""
+    """Return the lines of a page's tables, by the names of method and policy; a label of its own stays as it is."""
     places: dict[tuple[str, str], dict[str, list[Row]]] = {}
     for row in rows:
         places.setdefault((row.model, row.data), {}).setdefault(row.method, []).append(row)
@@ -109,8 +107,6 @@ def main() -> None:
         text += ["", f"## {section['title']}", "", section["source"].strip(), ""]
         text += ["| what | where | expected | found | |", "|---|---|---|---|---|"]
         text += [f"| {ln.says} | {ln.where} | {ln.expected} | {ln.found} | {ln.verdict} |" for ln in lines]
-        if said := section.get("note"):
-            text += ["", said.strip()]
     (options.results / "shapes.md").write_text("\n".join(text) + "\n", encoding="utf-8")
 
 

@@ -17,7 +17,7 @@ from everedit.cli.main import app
 from everedit.errors import EvereditError, RunFolderError
 from everedit.report.collect import collect, named
 from everedit.report.compare import compare
-from everedit.report.tables import latex, markdown, tables, tidy
+from everedit.report.tables import Entry, latex, markdown, tables, tidy
 from tests.support.fake_runs import PROTOCOL, fake_run, fake_sweep
 
 HEADER = "| method | T=1 Rel | T=1 Loc | T=2 Rel | T=2 Loc | T=4 Rel | T=4 Loc |"
@@ -183,6 +183,13 @@ def test_general_ability_is_a_table_of_its_own(tmp_path: Path) -> None:
         "| MEMIT + PRUNE | 0.750 [0.650, 0.850] | 0.700 [0.600, 0.800] |",
     ]
     assert [row.protocol for row in compare(tmp_path / "a", tmp_path / "b").rows] == [PROTOCOL] * 2
+
+
+def test_of_a_large_number_the_power_of_ten_is_printed() -> None:
+    broken = Entry(22585900000000000122347847680.0, low=154.4, high=1e6)
+    assert broken.text(3, interval=True) == "2.3e+28 [154.400, 1.0e+06]"
+    assert Entry(999999.5).text(1) == "999999.5"
+    assert Entry(2e6, seeds=2, deviation=0.5).text(1) == "2.0e+06 ± 0.5"
 
 
 def test_a_roll_backs_scores_are_a_table_of_their_own(tmp_path: Path) -> None:

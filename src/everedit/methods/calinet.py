@@ -109,8 +109,13 @@ class Calinet(BesideMethod):
         """Whether the target is likelier behind the edit's prompt than behind prompts of other relations."""
         if edit.subject is None:
             return False
-        pool = bench.pool(self.config.irrelevant, self.config.irrelevant_path)
-        others = [other.prompt.replace(other.subject, edit.subject) for other in pool if other.subject]
+        source = self.config.irrelevant, self.config.irrelevant_path
+
+        def asked() -> list[tuple[str, str]]:
+            return [(other.prompt, other.subject) for other in bench.pool(*source) if other.subject]
+
+        found = bench.once(("other relations", *source), asked)
+        others = [prompt.replace(subject, edit.subject) for prompt, subject in found]
         negatives = [prompt for prompt in dict.fromkeys(others) if prompt != edit.prompt]
         chosen = negatives[:: max(1, len(negatives) // self.config.negatives)][: self.config.negatives]
         return contrastive_assessment(bench.lm, edit.prompt, chosen, edit.target_new) >= 1
