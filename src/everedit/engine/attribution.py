@@ -2,6 +2,7 @@
 
 In a causal model a change at the last token of layer l moves that token in the layers from l on and nothing else. So
 the prompt runs once; after that each layer costs passes of a single token, all its scalings as one batch (kn.md, cost).
+So few rows would wait for the weights: a few layers in a row share a batch, which begins at the lowest of them.
 """
 
 from __future__ import annotations
@@ -13,12 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from everedit.engine.rows import chunks
 from everedit.models import LanguageModel
 from everedit.models.encoded_prompts import EncodedPrompts
 from everedit.models.hooks import capture, replaced_input, resumed_after
 from everedit.models.prefill import held_cache, prefilled
 
 __all__ = ["attributions"]
+
+# With fewer rows a matrix product waits for the weights; with more layers in a batch, more blocks run for nothing.
+_ROWS_A_PASS = 128
 
 
 def attributions(lm: LanguageModel, ids: Sequence[int], answer: int, steps: int) -> tuple[Tensor, Tensor]:
@@ -36,22 +41,24 @@ def attributions(lm: LanguageModel, ids: Sequence[int], answer: int, steps: int)
     with torch.no_grad(), capture(inputs=inputs, rows=1) as seen:
         run(rows=1)
     alphas = torch.arange(1, steps + 1, device=lm.device, dtype=torch.float32) / steps
-    found = []
-    for layer in outs:
-        neurons = seen["key", layer][0, -1].float()
-        scaled = (alphas[:, None] * neurons).requires_grad_()
-        hidden = seen["in", layer].expand(steps, -1, -1)
-        below = [blocks[index] for index in range(layer)]
+    neurons = torch.stack([seen["key", layer][0, -1].float() for layer in outs])
+    slopes = []
+    for group in chunks([steps] * len(outs), _ROWS_A_PASS):
+        layers = list(outs)[group]
+        scaled = [(alphas[:, None] * neurons[layer]).requires_grad_() for layer in layers]
+        rows = steps * len(layers)
         with ExitStack() as stack:
             stack.enter_context(torch.enable_grad())
             if layout.is_decoder_only:
+                below = [blocks[index] for index in range(layers[0])]
+                hidden = seen["in", layers[0]].expand(rows, -1, -1)
                 stack.enter_context(resumed_after(below, hidden, as_tuple=lm.blocks_return_tuples))
-            stack.enter_context(replaced_input(outs[layer], scaled))
-            chance = lm.logits(run(rows=steps)).softmax(-1)[:, answer]
-            slopes = torch.autograd.grad(chance.sum(), scaled)[0]
-        found.append((neurons * slopes.mean(0), neurons))
-    scores, activations = zip(*found, strict=True)
-    return torch.stack(scores), torch.stack(activations)
+            for index, layer in enumerate(layers):
+                own = slice(index * steps, (index + 1) * steps)
+                stack.enter_context(replaced_input(outs[layer], scaled[index], rows=own))
+            chance = lm.logits(run(rows=rows)).softmax(-1)[:, answer]
+            slopes += [slope.mean(0) for slope in torch.autograd.grad(chance.sum(), scaled)]
+    return neurons * torch.stack(slopes), neurons
 
 
 class _LastToken:

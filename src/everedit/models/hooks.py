@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -128,12 +129,16 @@ def only_at(module: nn.Module, places: Tensor) -> Iterator[None]:
 
 
 @contextmanager
-def replaced_input(module: nn.Module, tensor: Tensor) -> Iterator[None]:
-    """Let ``tensor``, in whatever shape it comes, stand in for a module's input of as many values."""
+def replaced_input(module: nn.Module, tensor: Tensor, *, rows: slice = slice(None)) -> Iterator[None]:
+    """Let ``tensor``, in whatever shape it comes, stand in for as many values of a module's input: for some of its
+    ``rows``, or for all.
+    """
 
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         theirs = args[0] if args else kwargs["hidden_states"]
-        mine = tensor.to(theirs.dtype).view_as(theirs)
+        first, behind, _ = rows.indices(len(theirs))
+        mine = tensor.to(theirs.dtype).view_as(theirs[rows])
+        mine = torch.cat([theirs[:first], mine, theirs[behind:]])
         return ((mine, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": mine})
 
     handle = module.register_forward_pre_hook(hook, with_kwargs=True)
