@@ -32,6 +32,30 @@ def test_equals_the_plain_layer_and_its_gradient(rows: tuple[int, ...], bias: bo
 
 
 @pytest.mark.parametrize("by", [packed, direct])
+@pytest.mark.parametrize("bias", [True, False])
+def test_products_of_rounded_numbers_are_summed_in_float32(bias: bool, by: Any) -> None:
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("this processor makes no products of bfloat16")
+    layer = nn.Linear(4096, 40, bias=bias).requires_grad_(False)
+    x = torch.randn(33, 4096, requires_grad=True)
+    weight = torch.randn(33, 40)
+
+    def rounded(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.detach().bfloat16().double()
+
+    plain = rounded(x) @ rounded(layer.weight).T + (rounded(layer.bias) if bias else 0)
+    slope = rounded(weight) @ rounded(layer.weight)
+    with by([nn.Sequential(layer)], "bfloat16"):
+        fast = layer(x)
+        [found] = torch.autograd.grad((fast * weight).sum(), x)
+    assert fast.dtype == found.dtype == torch.float32
+    # Apart from the sums only the result is rounded, once, to eight bits.
+    torch.testing.assert_close(fast.double(), plain, rtol=2**-8, atol=1e-4)
+    torch.testing.assert_close(found.double(), slope, rtol=2**-8, atol=1e-4)
+    assert not torch.equal(fast, layer(x))
+
+
+@pytest.mark.parametrize("by", [packed, direct])
 def test_layers_that_are_not_ours_to_change_stay_as_they_are(by: Any) -> None:
     half, trained, theirs = nn.Linear(4, 4).bfloat16(), nn.Linear(4, 4), nn.Linear(4, 4)
     half.requires_grad_(False)

@@ -147,6 +147,22 @@ def test_a_descent_comes_with_its_own_rate() -> None:
     assert TargetConfig.merged({"descent": "strides"}, TargetConfig(descent="adam")).lr == 0.5
 
 
+def test_products_of_bfloat16_find_nearly_the_same_vector() -> None:
+    """What is rounded are factors, never the vector, its steps or the losses: a hundredth, where it is done at all."""
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("this processor makes no products of bfloat16")
+    lm = shared("llama")
+    before = bits(lm)
+    exact = optimise_targets(lm, EDITS, PREFIXES, 1, CONFIG)
+    rounded = optimise_targets(lm, EDITS, PREFIXES, 1, CONFIG.model_copy(update={"products": "bfloat16"}))
+    for one, other in zip(exact, rounded, strict=True):
+        assert 1e-5 < _distance(other.delta, one.delta) < 0.1
+        assert other.losses == pytest.approx(one.losses, rel=0.05, abs=0.02)
+        assert other.delta.dtype == torch.float32
+    assert same_bits(lm, before)
+    assert hooks_left(lm) == []
+
+
 def test_the_terms_of_the_loss_are_felt() -> None:
     """Were a weight ignored here and in the plain form alike, the results would not change with it."""
     lm = shared("llama")

@@ -24,7 +24,7 @@ from everedit.engine.rows import chunks, essence_row, prompt_rows
 from everedit.engine.token_losses import token_losses
 from everedit.errors import NumericalError
 from everedit.models import LanguageModel
-from everedit.models.packed import packed
+from everedit.models.packed import Products, direct, packed
 from everedit.models.tokens import Encoded
 
 __all__ = ["FindTargets", "Target", "TargetConfig", "optimise_rows", "optimise_targets", "value_settings"]
@@ -52,6 +52,12 @@ class TargetConfig(BaseModel):
         False,
         description="PMET's rule: once every target token is the first choice its loss counts a tenth, and the edit "
         "stops when kl times the divergence is at most 0.01",
+    )
+
+    products: Products = Field(
+        "float32",
+        description="what the numbers of matrix products are rounded to before they are multiplied, where a CPU has "
+        "units for it; sums and all else are float32",
     )
 
     @classmethod
@@ -148,15 +154,16 @@ def optimise_rows(
     found: dict[int, Target] = {}
     for part in chunks(weights, tokens_a_batch):
         members = order[part]
-        lanes = build_lanes(
-            lm,
-            [rows[i] for i in members],
-            [essence[i] for i in members] if essence else [],
-            layer,
-            site,
-        )
+        with direct([lm.model.base_model], config.products):
+            lanes = build_lanes(
+                lm,
+                [rows[i] for i in members],
+                [essence[i] for i in members] if essence else [],
+                layer,
+                site,
+            )
         blocks = [lm.layout.block(above) for above in range(layer + 1, lm.layout.n_layers)]
-        with packed([*blocks, lm.model.get_output_embeddings()]):
+        with packed([*blocks, lm.model.get_output_embeddings()], config.products):
             targets = _optimise(lm, lanes, len(members), config)
         found.update(zip(members, targets, strict=True))
     return [found[i] for i in range(len(rows))]

@@ -1,8 +1,11 @@
 """Linear layers by oneDNN, which wastes less than PyTorch's own product of few rows on a CPU (docs/results/speed.md).
 
 Most of that waste is rearranging the weight. :func:`direct` leaves the weight as it lies and gains a fifth to a third;
-:func:`packed` lays out copies beforehand, for loops that use the same weights many times. Only x W^T of the forward
-gains by a copy: for g W, the gradient of the input, the weight lies well. Weights get no gradient.
+:func:`packed` lays out copies beforehand, for loops that use the same weights many times. In float32 only x W^T of the
+forward gains by a copy: for g W, the gradient of the input, the weight lies well. Weights get no gradient.
+
+Products may be of numbers rounded to bfloat16 (``products``), summed in float32: processors with matrix units for them
+(AMX) make several times as many. What stands between two layers is float32 in any case.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,44 +21,50 @@ from typing_extensions import TypeIs
 
 from everedit.models.memory import give_back_memory
 
-__all__ = ["direct", "packed"]
+__all__ = ["Products", "direct", "packed"]
+
+Products = Literal["float32", "bfloat16"]
+"""What the numbers of a product are rounded to before they are multiplied."""
 
 
 @contextmanager
-def packed(modules: Iterable[nn.Module]) -> Iterator[None]:
+def packed(modules: Iterable[nn.Module], products: Products = "float32") -> Iterator[None]:
     """Run the linear layers inside ``modules`` from laid-out copies of their weights while the block runs.
 
-    Only float32 layers on a CPU whose torch has oneDNN; others stay as they are, with the same results. It costs
-    the weights' memory once more. The weights must not change meanwhile.
+    Only float32 layers on a CPU whose torch has oneDNN, and with it products of the kind asked for; others stay as
+    they are, with the same results up to rounding. It costs the weights' memory once more. The weights must not change
+    meanwhile.
     """
-    with _replaced(modules, laid_out=True):
+    with _replaced(modules, products, laid_out=True):
         yield
     give_back_memory()
 
 
 @contextmanager
-def direct(modules: Iterable[nn.Module]) -> Iterator[None]:
+def direct(modules: Iterable[nn.Module], products: Products = "float32") -> Iterator[None]:
     """As :func:`packed`, without copies of the weights."""
-    with _replaced(modules, laid_out=False):
+    with _replaced(modules, products, laid_out=False):
         yield
 
 
 @contextmanager
-def _replaced(modules: Iterable[nn.Module], *, laid_out: bool) -> Iterator[None]:
+def _replaced(modules: Iterable[nn.Module], products: Products, *, laid_out: bool) -> Iterator[None]:
     with ExitStack() as undo:
-        if _available():
+        if _available(products):
             for module in modules:
                 for layer in module.modules():
                     if _suits(layer):
-                        layer.forward = _forward_of(layer, laid_out)  # type: ignore[method-assign]
+                        layer.forward = _forward_of(layer, products, laid_out)  # type: ignore[method-assign]
                         undo.callback(layer.__dict__.pop, "forward")
         yield
 
 
-def _available() -> bool:
+def _available(products: Products) -> bool:
     operations = torch.ops.mkldnn
-    wanted = ("_reorder_linear_weight", "_linear_pointwise")
-    return torch.backends.mkldnn.is_available() and all(hasattr(operations, name) for name in wanted)
+    wanted = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
+    if not torch.backends.mkldnn.is_available() or not all(hasattr(operations, name) for name in wanted):
+        return False
+    return products == "float32" or bool(operations._is_mkldnn_bf16_supported())
 
 
 def _suits(layer: nn.Module) -> TypeIs[nn.Linear]:
@@ -66,14 +75,22 @@ def _suits(layer: nn.Module) -> TypeIs[nn.Linear]:
     return weight.dtype == torch.float32 and not weight.requires_grad and weight.is_cpu
 
 
-def _forward_of(layer: nn.Linear, laid_out: bool) -> Any:
-    weight = layer.weight.detach()
-    there = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None) if laid_out else weight
-    return partial(_run, there=there, weight=weight, bias=layer.bias)
+def _forward_of(layer: nn.Linear, products: Products, laid_out: bool) -> Any:
+    weight, dtype = layer.weight.detach(), getattr(torch, products)
+    there, back = weight, weight.t()
+    if laid_out:
+        there = _laid_out(weight, dtype)
+        back = back if dtype == weight.dtype else _laid_out(back, dtype)
+    return partial(_run, there=there, back=back, bias=layer.bias, dtype=dtype)
 
 
-def _run(x: Tensor, there: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    out: Tensor = _Product.apply(x, there, weight, bias)  # type: ignore[no-untyped-call]
+def _laid_out(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    there: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype).contiguous(), None)
+    return there
+
+
+def _run(x: Tensor, there: Tensor, back: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    out: Tensor = _Product.apply(x, there, back, bias, dtype)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -81,14 +98,17 @@ class _Product(torch.autograd.Function):
     """x W^T + b with a gradient for x alone."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, there: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.weight = weight
-        return _product(x, there, bias)
+    def forward(ctx: Any, x: Tensor, there: Tensor, back: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+        ctx.back, ctx.dtype = back, dtype
+        return _product(x, there, bias, dtype)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        return _product(gradients[0], ctx.weight.t(), None), None, None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
+        return _product(gradients[0], ctx.back, None, ctx.dtype), None, None, None, None
 
 
-def _product(x: Tensor, laid_out: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x.contiguous(), laid_out, bias, "none", [], "")
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    bias = None if bias is None else bias.to(dtype)
+    made = torch.ops.mkldnn._linear_pointwise(x.to(dtype).contiguous(), weight.to(dtype), bias, "none", [], "")
+    out: Tensor = made.to(x.dtype)
+    return out
