@@ -136,7 +136,7 @@ def replaced_input(module: nn.Module, tensor: Tensor, *, rows: slice = slice(Non
 
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         theirs = args[0] if args else kwargs["hidden_states"]
-        first, behind, _ = rows.indices(len(theirs))
+        first, behind = rows.indices(len(theirs))[:2]
         mine = tensor.to(theirs.dtype).view_as(theirs[rows])
         mine = torch.cat([theirs[:first], mine, theirs[behind:]])
         return ((mine, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": mine})
