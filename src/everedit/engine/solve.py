@@ -99,13 +99,16 @@ def equality_update(factor: Factor, scale: float, ridge: float, keys: Tensor, re
     mk = factor.solve(k) / scale
     gram = k.T @ mk
     gram = (gram + gram.T) / 2 + ridge * torch.eye(k.shape[1], dtype=k.dtype, device=k.device)
-    factor = Factor.of(gram)
-    # Of keys that depend on each other the last pivot is rounding, which may well be positive.
-    if not bool((factor.lower.diagonal().square() > 1e-12 * gram.diagonal()).all()):
+    lower, failed = torch.linalg.cholesky_ex(gram)
+    # Of keys that depend on each other the last pivot is rounding, of either sign.
+    independent = not int(failed) and bool((lower.diagonal().square() > 1e-12 * gram.diagonal()).all())
+    if not independent and bool(torch.isfinite(gram).all()):
         raise NumericalError(
             what="the keys of this batch depend on each other, so that their values cannot all be met",
             fix="leave out edits of the same subject and prompt, or give a ridge",
         )
+    # What is not finite has an error of its own here.
+    factor = Factor(lower) if independent else Factor.of(gram)
     return LowRank(r, factor.solve(mk.T).T)
 
 
