@@ -56,8 +56,8 @@ class TargetConfig(BaseModel):
 
     products: Products = Field(
         "float32",
-        description="what the numbers of matrix products are rounded to before they are multiplied, where a CPU has "
-        "units for it; sums and all else are float32",
+        description="what the factors of matrix products, and their results, are rounded to, where a CPU has units for "
+        "it; sums and all else are float32",
     )
 
     @classmethod

@@ -5,7 +5,7 @@ Most of that waste is rearranging the weight. :func:`direct` leaves the weight a
 forward gains by a copy: for g W, the gradient of the input, the weight lies well. Weights get no gradient.
 
 Products may be of numbers rounded to bfloat16 (``products``), summed in float32: processors with matrix units for them
-(AMX) make several times as many. What stands between two layers is float32 in any case.
+(AMX) make several times as many. A product's result is rounded once too; between layers all is float32.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from everedit.models.memory import give_back_memory
 __all__ = ["Products", "direct", "packed"]
 
 Products = Literal["float32", "bfloat16"]
-"""What the numbers of a product are rounded to before they are multiplied."""
+"""What the factors of a product, and its result, are rounded to."""
 
 
 @contextmanager
